@@ -1,0 +1,235 @@
+// The Python face of the runtime: builds Programs, runs them, and shows single kernels to the tests.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "runtime/dispatch.h"
+#include "runtime/program.h"
+
+namespace py = pybind11;
+
+namespace fmn {
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+using Pair = std::pair<int, int>;
+
+std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& store, const FloatArray& weight,
+                                          const std::optional<FloatArray>& bias, bool depthwise) {
+  if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic)");
+  const auto dim = [&](int i) { return static_cast<int>(weight.shape(i)); };
+  if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0))) {
+    throw std::invalid_argument("bias must have the shape (oc,)");
+  }
+  return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, dim(0), dim(1), dim(2), dim(3), depthwise);
+}
+
+Window window(Pair stride, Pair dilation, Pair pad) {
+  return {stride.first, stride.second, dilation.first, dilation.second, pad.first, pad.second};
+}
+
+const Tensor* optional_tensor(const Program& p, int id) { return id < 0 ? nullptr : &p.tensor(id); }
+
+InputKind input_kind(const std::string& layout, const py::array& x) {
+  const bool u8 = x.dtype().equal(py::dtype::of<uint8_t>()), f32 = x.dtype().equal(py::dtype::of<float>());
+  if (layout == "pixels" && u8) return InputKind::pixels_u8;
+  if (layout == "NHWC" && f32) return InputKind::f32_nhwc;
+  if (layout == "NCHW" && f32) return InputKind::f32_nchw;
+  throw std::invalid_argument("layout must be pixels (uint8), NHWC or NCHW (float32)");
+}
+
+// x: (n, h, w, c) or, for NCHW, (n, c, h, w). Returns (n, oh, ow, oc), and seconds per op if asked for.
+py::object run(const Program& program, const py::array& x, const std::string& layout, int threads, bool profile) {
+  const InputKind kind = input_kind(layout, x);
+  if (!(x.flags() & py::array::c_style) || x.ndim() != 4)
+    throw std::invalid_argument("x must be contiguous, of rank 4");
+  const Tensor& in = program.input();
+  const bool nchw = kind == InputKind::f32_nchw;
+  const py::ssize_t h = x.shape(nchw ? 2 : 1), w = x.shape(nchw ? 3 : 2), c = x.shape(nchw ? 1 : 3);
+  if (h != in.h || w != in.w || c != in.c) throw std::invalid_argument("x does not have the shape of this program");
+  if (reinterpret_cast<uintptr_t>(x.data()) % static_cast<size_t>(x.itemsize()) != 0) {
+    throw std::invalid_argument("x is not aligned to its dtype");
+  }
+  const Tensor& out = program.output();
+  py::array_t<float> y({x.shape(0), py::ssize_t{out.h}, py::ssize_t{out.w}, py::ssize_t{out.c}});
+  std::vector<double> times(profile ? program.ops().size() : 0);
+  const void* src = x.data();
+  float* dst = y.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    program.run(src, kind, x.shape(0), dst, threads, profile ? times.data() : nullptr);
+  }
+  if (profile) return py::make_tuple(y, times);
+  return std::move(y);
+}
+
+// --- single kernels, for the tests: buffers may end at a guard page ---------------------------------------
+
+py::list kernels(const std::string& isa) {
+  const KernelTable& table = kernel_table(isa);
+  py::list list;
+  for (int i = 0; i < table.n_gemm; ++i) {
+    const GemmEntry& e = table.gemm[i];
+    list.append(py::dict(py::arg("op") = "gemm_f32", py::arg("mr") = e.mr, py::arg("nb") = e.nb, py::arg("xs") = e.xs));
+  }
+  for (int i = 0; i < table.n_dw; ++i) {
+    list.append(
+        py::dict(py::arg("op") = "dw_f32", py::arg("k") = table.dw[i].k, py::arg("stride") = table.dw[i].stride));
+  }
+  return list;
+}
+
+// Flat float32 buffers; a_at is the index of the first pixel's segment origin in a.
+void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, const FloatArray& a, ptrdiff_t a_at,
+               const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b, ptrdiff_t b_stride,
+               const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride, const std::optional<FloatArray>& add,
+               ptrdiff_t add_stride, float lo, float hi) {
+  const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, xs);
+  if (fn == nullptr) throw std::invalid_argument("no such kernel");
+  std::vector<Segment> segs;
+  for (const auto& [offset, len] : segments) segs.push_back({offset, len});
+  GemmArgs g;
+  g.a = a.data() + a_at;
+  g.xs = run_time_xs;
+  g.segs = segs.data();
+  g.n_segs = static_cast<ptrdiff_t>(segs.size());
+  g.b = b.data();
+  g.b_stride = b_stride;
+  g.bias = bias.data();
+  g.c = c.mutable_data();
+  g.c_stride = c_stride;
+  g.add = add ? add->data() : nullptr;
+  g.add_stride = add_stride;
+  g.lo = lo;
+  g.hi = hi;
+  g.prefetch = nullptr;
+  fn(g);
+}
+
+// rows: indices into src of the rows' first pixels.
+void test_dw(const std::string& isa, int k, int stride, const FloatArray& src, const std::vector<ptrdiff_t>& rows,
+             const FloatArray& w, const FloatArray& bias, FloatArray& dst, ptrdiff_t dst_stride, ptrdiff_t oh,
+             ptrdiff_t ow, float lo, float hi, Pair size, Pair strides, int dilation_w) {
+  const DwFn fn = find_dw(kernel_table(isa), k, stride);
+  if (fn == nullptr) throw std::invalid_argument("no such kernel");
+  std::vector<const float*> pointers;
+  for (const ptrdiff_t at : rows) pointers.push_back(src.data() + at);
+  fn({pointers.data(), w.data(), bias.data(), dst.mutable_data(), dst_stride, oh, ow, lo, hi, size.first, size.second,
+      strides.first, strides.second, dilation_w});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Kernels and runtime of fastmobilenet; use fastmobilenet.Model instead.";
+  m.def("supported_isas", &supported_isas, "ISAs that this CPU runs, best first.");
+  m.def("built_isas", &built_isas, "ISAs in this build, best first.");
+  m.def(
+      "default_isa", [] { return std::string(kernel_table().isa); },
+      "The ISA in use: FASTMOBILENET_ISA, or the best supported one. Raises ValueError if that is not supported.");
+  m.def(
+      "peak_gflops",
+      [](const std::string& isa, double seconds) {
+        const KernelTable& table = kernel_table(isa);
+        const py::gil_scoped_release release;
+        return peak_gflops(table, seconds);
+      },
+      py::arg("isa") = "", py::arg("seconds") = 0.05, "float32 multiply-add rate of one core in GFLOP/s, best burst.");
+  m.def("pool_size", &pool_size, "Worker threads made so far.");
+  m.def("set_spin_us", &set_spin_us, py::arg("microseconds"),
+        "How long an idle worker looks for work before it sleeps.");
+  m.attr("MAX_THREADS") = MAX_THREADS;
+
+  py::class_<WeightStore, std::shared_ptr<WeightStore>>(m, "WeightStore")
+      .def(py::init<>())
+      .def_property_readonly("nbytes", &WeightStore::bytes);
+  py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(m, "PackedWeights")
+      .def_readonly("oc", &PackedWeights::oc)
+      .def_readonly("ic", &PackedWeights::ic);
+  m.def(
+      "pack",
+      [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
+         bool depthwise) { return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise)); },
+      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise") = false);
+
+  using Weights = std::shared_ptr<PackedWeights>;
+  py::class_<Program>(m, "Program")
+      .def(py::init([](const std::string& isa, ptrdiff_t floats) {
+             return std::make_unique<Program>(kernel_table(isa), floats);
+           }),
+           py::arg("isa"), py::arg("arena_floats"))
+      .def("tensor", py::overload_cast<int, int, int, int, int, bool, ptrdiff_t>(&Program::tensor), py::arg("c"),
+           py::arg("h"), py::arg("w"), py::arg("pad_left"), py::arg("pad_right"), py::arg("image"), py::arg("offset"))
+      .def(
+          "input",
+          [](Program& p, int dst, const std::vector<float>& mean, const std::vector<float>& std, bool swap) {
+            p.append(make_input(p.table(), p.tensor(dst), mean, std, swap));
+          },
+          py::arg("dst"), py::arg("mean"), py::arg("std"), py::arg("swap"))
+      .def(
+          "conv",
+          [](Program& p, const std::string& name, int src, int dst, int add, const Weights& weights, Pair stride,
+             Pair dilation, Pair pad, float lo, float hi) {
+            p.append(make_conv(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), weights,
+                               window(stride, dilation, pad), lo, hi));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("stride"),
+          py::arg("dilation"), py::arg("pad"), py::arg("lo"), py::arg("hi"))
+      .def(
+          "depthwise",
+          [](Program& p, const std::string& name, int src, int dst, const Weights& weights, Pair stride, Pair dilation,
+             Pair pad, float lo, float hi) {
+            p.append(make_depthwise(p.table(), name, p.tensor(src), p.tensor(dst), weights,
+                                    window(stride, dilation, pad), lo, hi));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("weights"), py::arg("stride"), py::arg("dilation"),
+          py::arg("pad"), py::arg("lo"), py::arg("hi"))
+      .def(
+          "global_avg_pool",
+          [](Program& p, const std::string& name, int src, int dst) {
+            p.append(make_global_avg_pool(p.table(), name, p.tensor(src), p.tensor(dst)));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"))
+      .def(
+          "avg_pool",
+          [](Program& p, const std::string& name, int src, int dst, Pair kernel, Pair stride, Pair pad) {
+            p.append(make_avg_pool(name, p.tensor(src), p.tensor(dst), kernel.first, kernel.second,
+                                   window(stride, {1, 1}, pad)));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("kernel"), py::arg("stride"), py::arg("pad"))
+      .def(
+          "add",
+          [](Program& p, const std::string& name, int a, int b, int dst, float lo, float hi) {
+            p.append(make_add(p.table(), name, p.tensor(a), optional_tensor(p, b), p.tensor(dst), lo, hi));
+          },
+          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("lo"), py::arg("hi"))
+      .def(
+          "softmax",
+          [](Program& p, const std::string& name, int src, int dst) {
+            p.append(make_softmax(name, p.tensor(src), p.tensor(dst)));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"))
+      .def("finish", &Program::finish, py::arg("input"), py::arg("output"))
+      .def("run", &run, py::arg("x"), py::arg("layout"), py::arg("threads"), py::arg("profile") = false)
+      .def_property_readonly("isa", [](const Program& p) { return std::string(p.table().isa); })
+      .def_property_readonly("arena_bytes", &Program::arena_bytes)
+      .def_property_readonly("steps", [](const Program& p) {
+        std::vector<std::pair<std::string, std::string>> list;
+        for (const OpPtr& op : p.ops()) list.emplace_back(op->name, op->kernel);
+        return list;
+      });
+
+  m.def("_kernels", &kernels, py::arg("isa"));
+  m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("mr"), py::arg("nb"), py::arg("xs"), py::arg("run_time_xs"),
+        py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"), py::arg("b").noconvert(), py::arg("b_stride"),
+        py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"), py::arg("add").noconvert(),
+        py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
+  m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),
+        py::arg("rows"), py::arg("w").noconvert(), py::arg("bias").noconvert(), py::arg("dst").noconvert(),
+        py::arg("dst_stride"), py::arg("oh"), py::arg("ow"), py::arg("lo"), py::arg("hi"), py::arg("size"),
+        py::arg("strides"), py::arg("dilation_w"));
+}
+
+}  // namespace fmn

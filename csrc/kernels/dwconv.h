@@ -1,0 +1,128 @@
+// Depthwise convolution of one block of 16 channels: rows of input pixels in, rows of output pixels out.
+//
+//   dst[y][x] = clamp(bias + sum_ky,kx rows[y * S + ky][x * S + kx] * w[ky][kx])
+//
+// The rows carry their left and right padding with them (the planner leaves room in the tensor), and a row
+// above or below the picture is a row of zeros: there is no border case here.
+//
+// A tile is RH x RW outputs, and every input pixel of it is loaded once:
+//   AVX-512 and NEON, 3x3: 2 x 7 outputs: 14 accumulators + 9 weights + 1 pixel = 24 of 32 registers,
+//   one row of outputs (RH = 1) reloads the K weights of a kernel row: 7 + K + 1 of 16 registers (AVX2).
+// Each output sums ky outermost, kx inside, in one accumulator that starts from the bias.
+// Tails: a row of ow outputs is cut into tiles of nearly equal width, 1 to 7, each with code of its own.
+#pragma once
+
+#include "runtime/kernel_table.h"
+
+namespace fmn::FMN_ISA {
+namespace {
+
+constexpr int DW_MAX_WIDTH = 7;
+
+// One vector (LANES channels) of a tile.
+template <int K, int S, int RH, int RW>
+inline __attribute__((always_inline)) void dw_tile(const float* const* rows, ptrdiff_t at, const float* w, Vec bias,
+                                                   float* dst, ptrdiff_t dst_stride, Vec lo, Vec hi) {
+  Vec acc[RH][RW];
+#pragma GCC unroll 8
+  for (int q = 0; q < RH; ++q) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RW; ++x) acc[q][x] = bias;
+  }
+  Vec wv[RH > 1 ? K * K : K];
+  if constexpr (RH > 1) {
+#pragma GCC unroll 25
+    for (int t = 0; t < K * K; ++t) wv[t] = load(w + t * BLOCK);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < (RH - 1) * S + K; ++r) {
+    if constexpr (RH == 1) {
+#pragma GCC unroll 8
+      for (int t = 0; t < K; ++t) wv[t] = load(w + (r * K + t) * BLOCK);
+    }
+    const float* row = rows[r] + at;
+#pragma GCC unroll 32
+    for (int c = 0; c < (RW - 1) * S + K; ++c) {
+      const Vec v = load(row + c * BLOCK);
+#pragma GCC unroll 8
+      for (int q = 0; q < RH; ++q) {
+#pragma GCC unroll 8
+        for (int x = 0; x < RW; ++x) {
+          const int ky = r - q * S, kx = c - x * S;
+          if (ky >= 0 && ky < K && kx >= 0 && kx < K) acc[q][x] = fma(v, wv[RH > 1 ? ky * K + kx : kx], acc[q][x]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < RH; ++q) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RW; ++x) store(dst + q * dst_stride + x * BLOCK, clamp(acc[q][x], lo, hi));
+  }
+}
+
+// RH rows of outputs, in tiles of width RW and, where ow leaves no other way, RW - 1.
+template <int K, int S, int RH, int RW>
+void dw_rows(const float* const* rows, const DwArgs& d, float* dst) {
+  const ptrdiff_t tiles = (d.ow + RW - 1) / RW;
+  const ptrdiff_t wide = tiles - (tiles * RW - d.ow);  // the others are one narrower
+  for (int v = 0; v < BLOCK; v += LANES) {
+    const Vec bias = load(d.bias + v), lo = set1(d.lo), hi = set1(d.hi);
+    ptrdiff_t x = 0;
+    for (ptrdiff_t t = 0; t < tiles; ++t) {
+      if (t < wide) {
+        dw_tile<K, S, RH, RW>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, lo, hi);
+        x += RW;
+      } else if constexpr (RW > 1) {
+        dw_tile<K, S, RH, RW - 1>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, lo, hi);
+        x += RW - 1;
+      }
+    }
+  }
+}
+
+template <int K, int S, int RH, int RW>
+void dw_strip(const DwArgs& d) {
+  ptrdiff_t y = 0;
+  for (; y + RH <= d.oh; y += RH) dw_rows<K, S, RH, RW>(d.rows + y * S, d, d.dst + y * d.dst_stride);
+  if constexpr (RH > 1) {
+    for (; y < d.oh; ++y) dw_rows<K, S, 1, RW>(d.rows + y * S, d, d.dst + y * d.dst_stride);
+  }
+}
+
+// The least RW <= 7 that needs no more tiles than RW = 7 does: then the tiles are RW or RW - 1 wide.
+template <int K, int S, int RH>
+void dw(const DwArgs& d) {
+  const ptrdiff_t tiles = (d.ow + DW_MAX_WIDTH - 1) / DW_MAX_WIDTH;
+  switch ((d.ow + tiles - 1) / tiles) {
+    case 7: return dw_strip<K, S, RH, 7>(d);
+    case 6: return dw_strip<K, S, RH, 6>(d);
+    case 5: return dw_strip<K, S, RH, 5>(d);
+    case 4: return dw_strip<K, S, RH, 4>(d);
+    case 3: return dw_strip<K, S, RH, 3>(d);
+    case 2: return dw_strip<K, S, RH, 2>(d);
+    default: return dw_strip<K, S, RH, 1>(d);
+  }
+}
+
+// Any kernel size, stride and dilation, one output at a time.
+void dw_any(const DwArgs& d) {
+  const Vec lo = set1(d.lo), hi = set1(d.hi);
+  for (ptrdiff_t y = 0; y < d.oh; ++y) {
+    for (ptrdiff_t x = 0; x < d.ow; ++x) {
+      for (int v = 0; v < BLOCK; v += LANES) {
+        Vec acc = load(d.bias + v);
+        for (ptrdiff_t ky = 0; ky < d.kh; ++ky) {
+          const float* row = d.rows[y * d.kh + ky] + x * d.stride_w * BLOCK + v;
+          for (ptrdiff_t kx = 0; kx < d.kw; ++kx) {
+            acc = fma(load(row + kx * d.dilation_w * BLOCK), load(d.w + (ky * d.kw + kx) * BLOCK + v), acc);
+          }
+        }
+        store(d.dst + y * d.dst_stride + x * BLOCK + v, clamp(acc, lo, hi));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fmn::FMN_ISA

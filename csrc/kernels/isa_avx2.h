@@ -1,0 +1,60 @@
+// AVX2 and FMA: 16 registers of 8 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace fmn::FMN_ISA {
+namespace {
+
+using Vec = __m256;
+using Frag = __m256;  // what one load of A gives: K_FRAG consecutive k of one pixel
+constexpr int LANES = 8;
+constexpr int K_FRAG = 1;
+constexpr int REGISTERS = 16;
+constexpr int GEMV_BLOCKS = 2;  // blocks of 16 outputs that one pass of gemv keeps in registers
+
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+inline Vec set1(float x) { return _mm256_set1_ps(x); }
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec plus(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec minus(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec times(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec over(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+// The second operand is returned when either is NaN: with x second, NaN passes through.
+inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, x)); }
+inline Vec load_u8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+// The compiler must not fold what is computed from the result (only the peak measurement needs that).
+inline Vec opaque(Vec v) {
+  asm("" : "+x"(v));
+  return v;
+}
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+
+#if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
+// One instruction each and volatile: GCC 12 otherwise hoists the broadcasts of several k and spills.
+inline Frag load_a(const float* p) {
+  Frag v;
+  asm volatile("vbroadcastss %1, %0" : "=x"(v) : "m"(*p));
+  return v;
+}
+template <int KK>
+inline void fma_a(Vec& acc, Frag a, Vec b) {
+  asm volatile("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+}
+#else
+inline Frag load_a(const float* p) { return _mm256_broadcast_ss(p); }
+template <int KK>
+inline void fma_a(Vec& acc, Frag a, Vec b) {
+  acc = _mm256_fmadd_ps(a, b, acc);
+}
+#endif
+inline Frag load_a1(const float* p) { return load_a(p); }
+
+}  // namespace
+}  // namespace fmn::FMN_ISA

@@ -1,0 +1,49 @@
+// NEON of ARMv8.0: 32 registers of 4 floats.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace fmn::FMN_ISA {
+namespace {
+
+using Vec = float32x4_t;
+using Frag = float32x4_t;  // what one load of A gives: K_FRAG consecutive k of one pixel
+constexpr int LANES = 4;
+constexpr int K_FRAG = 4;
+constexpr int REGISTERS = 32;
+constexpr int GEMV_BLOCKS = 2;  // blocks of 16 outputs that one pass of gemv keeps in registers
+
+inline Vec load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, Vec v) { vst1q_f32(p, v); }
+inline Vec set1(float x) { return vdupq_n_f32(x); }
+inline Vec zero() { return vdupq_n_f32(0.0f); }
+inline Vec plus(Vec a, Vec b) { return vaddq_f32(a, b); }
+inline Vec minus(Vec a, Vec b) { return vsubq_f32(a, b); }
+inline Vec times(Vec a, Vec b) { return vmulq_f32(a, b); }
+inline Vec over(Vec a, Vec b) { return vdivq_f32(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+// FMAX and FMIN return NaN when either operand is NaN.
+inline Vec clamp(Vec x, Vec lo, Vec hi) { return vminq_f32(vmaxq_f32(x, lo), hi); }
+inline Vec load_u8(const uint8_t* p) {
+  const uint32x4_t bytes = {p[0], p[1], p[2], p[3]};
+  return vcvtq_f32_u32(bytes);
+}
+// The compiler must not fold what is computed from the result (only the peak measurement needs that).
+inline Vec opaque(Vec v) {
+  asm("" : "+w"(v));
+  return v;
+}
+inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+
+// Multiplying by an element of A needs one load for four k; a broadcast load would need one for each.
+inline Frag load_a(const float* p) { return vld1q_f32(p); }
+inline Frag load_a1(const float* p) { return vld1q_dup_f32(p); }
+template <int KK>
+inline void fma_a(Vec& acc, Frag a, Vec b) {
+  acc = vfmaq_laneq_f32(acc, b, a, KK);
+}
+
+}  // namespace
+}  // namespace fmn::FMN_ISA

@@ -1,0 +1,55 @@
+// No ISA extension: vectors of four floats that any compiler can lower (SSE2 on x86-64, or four scalars).
+#pragma once
+
+#include <cstdint>
+
+namespace fmn::FMN_ISA {
+namespace {
+
+struct Vec {
+  float v[4];
+};
+using Frag = float;  // what one load of A gives: K_FRAG consecutive k of one pixel
+constexpr int LANES = 4;
+constexpr int K_FRAG = 1;
+constexpr int REGISTERS = 16;
+constexpr int GEMV_BLOCKS = 1;  // blocks of 16 outputs that one pass of gemv keeps in registers
+
+inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline void store(float* p, Vec x) {
+  for (int i = 0; i < 4; ++i) p[i] = x.v[i];
+}
+inline Vec set1(float x) { return {{x, x, x, x}}; }
+inline Vec zero() { return set1(0.0f); }
+inline Vec plus(Vec a, Vec b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}}; }
+inline Vec minus(Vec a, Vec b) { return {{a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}}; }
+inline Vec times(Vec a, Vec b) { return {{a.v[0] * b.v[0], a.v[1] * b.v[1], a.v[2] * b.v[2], a.v[3] * b.v[3]}}; }
+inline Vec over(Vec a, Vec b) { return {{a.v[0] / b.v[0], a.v[1] / b.v[1], a.v[2] / b.v[2], a.v[3] / b.v[3]}}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return plus(times(a, b), c); }
+// Written so that a comparison with NaN leaves x as it is.
+inline Vec clamp(Vec x, Vec lo, Vec hi) {
+  for (int i = 0; i < 4; ++i) {
+    if (x.v[i] < lo.v[i]) x.v[i] = lo.v[i];
+    if (x.v[i] > hi.v[i]) x.v[i] = hi.v[i];
+  }
+  return x;
+}
+inline Vec load_u8(const uint8_t* p) {
+  return {{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
+}
+// The compiler must not fold what is computed from the result (only the peak measurement needs that).
+inline Vec opaque(Vec v) {
+  asm("" : "+m"(v));
+  return v;
+}
+inline void prefetch(const char*) {}
+
+inline Frag load_a(const float* p) { return *p; }
+inline Frag load_a1(const float* p) { return *p; }
+template <int KK>
+inline void fma_a(Vec& acc, Frag a, Vec b) {
+  acc = fma(set1(a), b, acc);
+}
+
+}  // namespace
+}  // namespace fmn::FMN_ISA

@@ -1,0 +1,9 @@
+// The kernels for NEON (ARMv8.0). 16 and 6 are the pixel strides of MobileNets: blocked maps, and RGB at stride 2.
+#include "kernels/isa_neon.h"
+
+#include "kernels/instantiate.h"
+
+#define FMN_GEMM_TILES FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0)
+#define FMN_DW_ROWS 2
+
+FMN_DEFINE_TABLE(neon)

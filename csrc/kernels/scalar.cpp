@@ -1,0 +1,9 @@
+// The kernels for any CPU, built with the baseline flags.
+#include "kernels/isa_scalar.h"
+
+#include "kernels/instantiate.h"
+
+#define FMN_GEMM_TILES FMN_ROWS_1_2(1, 16), FMN_ROWS_1_2(1, 0)
+#define FMN_DW_ROWS 1
+
+FMN_DEFINE_TABLE(scalar)

@@ -1,0 +1,102 @@
+// The contract between the ops and the kernels: what a kernel is given, and the table of one ISA.
+// Included by files that are compiled with ISA flags: plain types only, no STL.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fmn {
+
+// Activations lie as [ceil(c/16)][h][w][16]; a pixel of one block is 16 floats = 64 bytes.
+constexpr int BLOCK = 16;
+
+// `len` consecutive values of A, `offset` floats after the tile's first pixel. A convolution is a GEMM whose
+// K dimension is a list of such runs: one a channel block for 1x1, one a (row, column, block) for KxK.
+struct Segment {
+  ptrdiff_t offset;
+  ptrdiff_t len;
+};
+
+// c[i][o] = min(max(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o], lo), hi) for mr pixels i, nb blocks of o.
+struct GemmArgs {
+  const float* a;       // pixel i starts at a + i * xs
+  ptrdiff_t xs;         // read only by the kernels with xs = 0
+  const Segment* segs;  // [n_segs]
+  ptrdiff_t n_segs;
+  const float* b;  // [nb] blocks of [k][16], b_stride floats apart
+  ptrdiff_t b_stride;
+  const float* bias;  // [nb * 16]
+  float* c;           // pixel i at c + i * 16, block j at + j * c_stride
+  ptrdiff_t c_stride;
+  const float* add;  // like c, or null
+  ptrdiff_t add_stride;
+  float lo, hi;
+  const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; or null
+};
+
+// dst[y][x][o] = clamp(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block.
+struct DwArgs {
+  const float* const* rows;  // [(oh - 1) * s + kh] first padded pixel of each input row, 16 floats a pixel
+  const float* w;            // [kh * kw][16]
+  const float* bias;         // [16]
+  float* dst;                // [oh] rows, dst_stride floats apart
+  ptrdiff_t dst_stride;
+  ptrdiff_t oh, ow;
+  float lo, hi;
+  // Only for the kernel of any size:
+  ptrdiff_t kh, kw, stride_h, stride_w, dilation_w;  // rows[] already has the vertical dilation in it
+};
+
+// Mean of h x w pixels of one block; rows are `row_stride` floats apart.
+struct PoolArgs {
+  const float* src;
+  ptrdiff_t row_stride;
+  ptrdiff_t h, w;
+  float* dst;  // [16]
+};
+
+// dst[o] = clamp(bias[o] + sum_k x[k] * b[k][o] + add[o]) for n_blocks blocks of 16 outputs.
+struct GemvArgs {
+  const float* x;  // [k]
+  ptrdiff_t k;
+  const float* b;  // [n_blocks] blocks of [k][16]
+  const float* bias;
+  const float* add;  // or null
+  float* dst;        // [n_blocks * 16]
+  ptrdiff_t n_blocks;
+  float lo, hi;
+};
+
+using GemmFn = void (*)(const GemmArgs&);
+using DwFn = void (*)(const DwArgs&);
+
+// Kernels are listed as data, so that a new one is found by the planner and by the tests without further edits.
+struct GemmEntry {
+  int mr, nb;  // pixels and 16-channel blocks of the tile
+  int xs;      // floats from one pixel of A to the next; 0: GemmArgs::xs at run time
+  GemmFn run;
+};
+struct DwEntry {
+  int k, stride;  // 0, 0: any
+  DwFn run;
+};
+
+struct KernelTable {
+  const char* isa;
+  const GemmEntry* gemm;
+  int n_gemm;
+  const DwEntry* dw;
+  int n_dw;
+  void (*gemv)(const GemvArgs&);
+  void (*global_avg_pool)(const PoolArgs&);
+  // dst[i] = clamp(a[i] + b[i]), b may be null; n is a multiple of 16.
+  void (*add)(const float* a, const float* b, float* dst, ptrdiff_t n, float lo, float hi);
+  // dst[i] = (src[i] - mean[i % 48]) / std[i % 48]
+  void (*normalize_u8)(const uint8_t* src, float* dst, ptrdiff_t n, const float* mean, const float* std);
+  // dst[3 * i + j] = plane_j[i]
+  void (*interleave3)(const float* p0, const float* p1, const float* p2, float* dst, ptrdiff_t n);
+  // Multiply-add in registers as fast as the core can, `steps` times; returns the flops done.
+  double (*peak)(ptrdiff_t steps);
+};
+
+}  // namespace fmn

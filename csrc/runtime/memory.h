@@ -1,0 +1,41 @@
+// Memory for weights and activations: 64-byte aligned, on huge pages where the system offers them.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace fmn {
+
+// One zeroed mapping, aligned to 2 MB if it is that large. MobileNets have 10 to 20 MB of weights: 4 KB pages
+// would need more entries than a second-level TLB has.
+class Region {
+ public:
+  explicit Region(size_t bytes);
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+  float* data() const { return static_cast<float*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* map_ = nullptr;
+  size_t map_bytes_ = 0;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Hands out pieces of large regions; they live as long as the store. Thread-safe.
+class WeightStore {
+ public:
+  float* allocate(size_t floats);
+  size_t bytes() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<Region>> regions_;
+  size_t used_ = 0;  // bytes of the last region
+};
+
+}  // namespace fmn

@@ -1,0 +1,101 @@
+// The ops: loops, blocking and static thread ranges over the kernels of a table. They know no intrinsics.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/kernel_table.h"
+#include "runtime/pack.h"
+#include "runtime/threads.h"
+
+namespace fmn {
+
+// Where a tensor lies in the arena. Rows carry pad_left and pad_right pixels of zeros for the convolution that
+// reads them; rows above and below the map are not stored.
+struct Tensor {
+  int c = 0, h = 0, w = 0;
+  int pad_left = 0, pad_right = 0;
+  bool image = false;    // [h][w][c] instead of [ceil(c/16)][h][w][16]
+  ptrdiff_t offset = 0;  // floats from the start of the arena
+
+  int blocks() const { return image ? 1 : (c + BLOCK - 1) / BLOCK; }
+  int pixel() const { return image ? c : BLOCK; }                                    // floats
+  ptrdiff_t pitch() const { return ptrdiff_t{pad_left + w + pad_right} * pixel(); }  // floats of a row
+  ptrdiff_t block_stride() const { return pitch() * h; }                             // floats
+  ptrdiff_t floats() const { return block_stride() * blocks(); }
+  ptrdiff_t at(int block, int y, int x) const {  // of a pixel, from the start of the arena
+    return offset + block * block_stride() + y * pitch() + ptrdiff_t{pad_left + x} * pixel();
+  }
+};
+
+struct Window {
+  int stride_h = 1, stride_w = 1;
+  int dilation_h = 1, dilation_w = 1;
+  int pad_top = 0, pad_left = 0;  // what is read beyond the bottom and the right follows from the output size
+};
+
+enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
+
+// One picture of one run.
+struct Frame {
+  float* arena;
+  const void* input;  // h x w x c of the kind given
+  InputKind kind;
+  float* output;  // the output tensor as [h][w][c], dense
+};
+
+class Op {
+ public:
+  Op(std::string name, std::string kernel) : name(std::move(name)), kernel(std::move(kernel)) {}
+  virtual ~Op() = default;
+  // The part of thread `index` of team.count(). All threads of the team call it, then meet at a barrier.
+  virtual void run(const Frame& frame, Team& team, int index) const = 0;
+
+  const std::string name;    // of the node
+  const std::string kernel;  // printed id, e.g. gemm_f32/avx512/14x32
+};
+
+using OpPtr = std::unique_ptr<const Op>;
+
+// All factories throw std::invalid_argument when shapes do not fit each other.
+
+// The picture -> dst. mean and std (c values each) are applied to pixels_u8 only; swap reverses the channels there.
+OpPtr make_input(const KernelTable& table, const Tensor& dst, std::vector<float> mean, std::vector<float> std,
+                 bool swap);
+
+// Any convolution with groups = 1, a dense layer over a 1x1 map included. `add` may be null.
+OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
+                std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi);
+
+OpPtr make_depthwise(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst,
+                     std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi);
+
+OpPtr make_global_avg_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst);
+
+// Mean over a kh x kw window; what lies outside of the map is not counted.
+OpPtr make_avg_pool(std::string name, const Tensor& src, const Tensor& dst, int kh, int kw, const Window& window);
+
+// dst = clamp(a + b), or clamp(a) without b.
+OpPtr make_add(const KernelTable& table, std::string name, const Tensor& a, const Tensor* b, const Tensor& dst,
+               float lo, float hi);
+
+OpPtr make_softmax(std::string name, const Tensor& src, const Tensor& dst);
+
+OpPtr make_output(const Tensor& src);
+
+// --- shared by the ops ---------------------------------------------------------------------------------
+
+struct Range {
+  ptrdiff_t begin, end;
+};
+
+// Part `index` of `count` nearly equal parts of 0 .. n - 1.
+inline Range split(ptrdiff_t n, int count, int index) { return {n * index / count, n * (index + 1) / count}; }
+
+// Zeros the left and right padding of rows y.begin .. y.end - 1 of the given blocks.
+void clear_padding(float* arena, const Tensor& t, Range blocks, Range y);
+
+void check(bool ok, const std::string& name, const char* what);
+
+}  // namespace fmn

@@ -1,0 +1,104 @@
+#include "runtime/program.h"
+
+#include <chrono>
+#include <stdexcept>
+
+#include "runtime/fpenv.h"
+
+namespace fmn {
+
+// Takes an arena for the time of one run.
+class Program::Arena {
+ public:
+  explicit Arena(const Program& program) : program_(program) {
+    if (program_.try_lock_arenas()) {
+      if (!program_.idle_.empty()) {
+        region_ = std::move(program_.idle_.back());
+        program_.idle_.pop_back();
+      }
+      program_.lock_.clear(std::memory_order_release);
+    }
+    if (!region_) region_ = std::make_unique<Region>(program_.arena_bytes());
+  }
+  ~Arena() {
+    if (program_.try_lock_arenas()) {
+      if (program_.idle_.size() < program_.idle_.capacity()) program_.idle_.push_back(std::move(region_));
+      program_.lock_.clear(std::memory_order_release);
+    }
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  float* data() const { return region_->data(); }
+
+ private:
+  const Program& program_;
+  std::unique_ptr<Region> region_;
+};
+
+bool Program::try_lock_arenas() const {
+  for (int i = 0; i < 1000; ++i) {
+    if (!lock_.test_and_set(std::memory_order_acquire)) return true;
+  }
+  return false;
+}
+
+Program::Program(const KernelTable& table, ptrdiff_t arena_floats) : table_(table), arena_floats_(arena_floats) {
+  check(arena_floats >= 0, "program", "the arena has a negative size");
+  idle_.reserve(MAX_IDLE_ARENAS);
+}
+
+int Program::tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset) {
+  check(c > 0 && h > 0 && w > 0 && pad_left >= 0 && pad_right >= 0 && offset >= 0, "tensor", "sizes must be positive");
+  Tensor t;
+  t.c = c;
+  t.h = h;
+  t.w = w;
+  t.pad_left = pad_left;
+  t.pad_right = pad_right;
+  t.image = image;
+  t.offset = offset;
+  check(t.floats() <= arena_floats_ - offset, "tensor", "does not fit into the arena");
+  tensors_.push_back(t);
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+const Tensor& Program::tensor(int id) const {
+  check(id >= 0 && static_cast<size_t>(id) < tensors_.size(), "program", "no such tensor");
+  return tensors_[static_cast<size_t>(id)];
+}
+
+void Program::append(OpPtr op) { ops_.push_back(std::move(op)); }
+
+void Program::finish(int input, int output) {
+  append(make_output(tensor(output)));
+  tensor(input);
+  input_ = input;
+  output_ = output;
+}
+
+void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output, int threads, double* times) const {
+  if (output_ < 0) throw std::logic_error("Program.run before finish");
+  const Tensor &in = this->input(), &out = this->output();
+  const ptrdiff_t in_values = ptrdiff_t{in.c} * in.h * in.w, out_values = ptrdiff_t{out.c} * out.h * out.w;
+  const ptrdiff_t in_bytes = in_values * (kind == InputKind::pixels_u8 ? 1 : static_cast<ptrdiff_t>(sizeof(float)));
+  const Arena arena(*this);
+  run_parallel(threads, [&](Team& team, int index) {
+    const FlushDenormals flush;
+    using Clock = std::chrono::steady_clock;
+    auto last = Clock::now();
+    for (ptrdiff_t i = 0; i < n; ++i) {
+      const Frame frame{arena.data(), static_cast<const char*>(input) + i * in_bytes, kind, output + i * out_values};
+      for (size_t step = 0; step < ops_.size(); ++step) {
+        ops_[step]->run(frame, team, index);
+        team.barrier();
+        if (times != nullptr && index == 0) {
+          const auto now = Clock::now();
+          times[step] += std::chrono::duration<double>(now - last).count();
+          last = now;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace fmn

@@ -1,0 +1,51 @@
+// Program: a network for one picture size, ready to run. Immutable after finish(); run() may be called by any
+// number of threads at once.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/ops.h"
+
+namespace fmn {
+
+class Program {
+ public:
+  // Tensors lie in an arena of `arena_floats`; those that live at the same time must not overlap (lower.py plans it).
+  Program(const KernelTable& table, ptrdiff_t arena_floats);
+
+  int tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset);
+  const Tensor& tensor(int id) const;
+  void append(OpPtr op);
+  // The last steps: which tensor is the output.
+  void finish(int input, int output);
+
+  // n pictures, one after the other; output: [n][h][w][c]. `times`, if not null, receives seconds for each op,
+  // summed over the pictures. Throws std::logic_error before finish().
+  void run(const void* input, InputKind kind, ptrdiff_t n, float* output, int threads, double* times = nullptr) const;
+
+  const KernelTable& table() const { return table_; }
+  const std::vector<OpPtr>& ops() const { return ops_; }
+  const Tensor& input() const { return tensor(input_); }
+  const Tensor& output() const { return tensor(output_); }
+  size_t arena_bytes() const { return static_cast<size_t>(arena_floats_) * sizeof(float); }
+
+ private:
+  class Arena;
+  static constexpr size_t MAX_IDLE_ARENAS = 16;  // more runs at once than that allocate anew
+  bool try_lock_arenas() const;
+
+  const KernelTable& table_;
+  const ptrdiff_t arena_floats_;
+  std::vector<Tensor> tensors_;
+  std::vector<OpPtr> ops_;
+  int input_ = -1, output_ = -1;
+  // Arenas that no run uses at the moment. The lock is a flag that is only tried, never waited for: in a child
+  // that was forked while another thread held it, it stays taken, and runs must still work.
+  mutable std::atomic_flag lock_ = ATOMIC_FLAG_INIT;
+  mutable std::vector<std::unique_ptr<Region>> idle_;
+};
+
+}  // namespace fmn

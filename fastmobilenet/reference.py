@@ -1,0 +1,108 @@
+"""What every op computes, in plain NumPy and float64: the definition of the ops and the oracle of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .graph import Activation, Graph, Node, infer_shapes, kernel_size, resolve_padding
+
+
+def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
+    """Element-wise; NaN stays NaN."""
+    if activation is None:
+        return x
+    return np.minimum(np.maximum(x, activation.lo), activation.hi)
+
+
+def _windows(x: np.ndarray, node: Node, fill: float) -> np.ndarray:
+    """All windows of a padded (n, h, w, c) array: (n, oh, ow, kh, kw, c), as a view."""
+    kh, kw = kernel_size(node)
+    sh, sw = node.attrs["stride"]
+    dh, dw = node.attrs.get("dilation", (1, 1))
+    top, bottom, left, right = resolve_padding(node, x.shape[1], x.shape[2])
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    span = ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
+    view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
+    return view[:, ::sh, ::sw, :, ::dh, ::dw].transpose(0, 1, 2, 4, 5, 3)
+
+
+def conv2d(node: Node, x: np.ndarray, add: np.ndarray | None = None) -> np.ndarray:
+    """y[n, oy, ox, o] = act(bias[o] + sum over ky, kx, i of x[n, oy*sh + ky*dh - top, ...] * w[o, ky, kx, i] + add)."""
+    weight = node.params["weight"].astype(np.float64)
+    groups = node.attrs.get("groups", 1)
+    oc, _, _, icg = weight.shape
+    windows = _windows(x, node, 0.0)
+    n, oh, ow, kh, kw, _ = windows.shape
+    out = np.empty((n, oh, ow, oc))
+    if groups == oc and icg == 1:  # depthwise: one einsum instead of `groups` small products
+        out = np.einsum("nyxabc,cab->nyxc", windows, weight[..., 0], optimize=True)
+    else:
+        ocg = oc // groups
+        for g in range(groups):
+            a = windows[..., g * icg : (g + 1) * icg].reshape(n * oh * ow, kh * kw * icg)
+            b = weight[g * ocg : (g + 1) * ocg].reshape(ocg, -1).T
+            out[..., g * ocg : (g + 1) * ocg] = (a @ b).reshape(n, oh, ow, ocg)
+    return _finish(node, out, add)
+
+
+def dense(node: Node, x: np.ndarray, add: np.ndarray | None = None) -> np.ndarray:
+    """y[n, o] = act(bias[o] + sum over i of flat(x)[n, i] * w[o, i] + add)."""
+    out = x.reshape(x.shape[0], -1) @ node.params["weight"].astype(np.float64).T
+    return _finish(node, out[:, None, None, :], add)
+
+
+def _finish(node: Node, out: np.ndarray, add: np.ndarray | None) -> np.ndarray:
+    bias = node.params.get("bias")
+    if bias is not None:
+        out = out + bias.astype(np.float64)
+    if add is not None:
+        out = out + add
+    return activate(out, node.activation)
+
+
+def batch_norm(node: Node, x: np.ndarray) -> np.ndarray:
+    """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta (Ioffe and Szegedy, 2015)."""
+    p = {k: v.astype(np.float64) for k, v in node.params.items()}
+    return (x - p["mean"]) / np.sqrt(p["variance"] + node.attrs["epsilon"]) * p["gamma"] + p["beta"]
+
+
+def avg_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
+    """Mean over the window, padding not counted."""
+    ones = np.ones((1, x.shape[1], x.shape[2], 1))
+    count = _windows(ones, node, 0.0).sum(axis=(3, 4))
+    return _windows(x, node, 0.0).sum(axis=(3, 4)) / count
+
+
+def softmax(node: Node, x: np.ndarray) -> np.ndarray:
+    """exp(x - max) / sum, over the channels."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+_EXECUTE: dict[str, Callable[..., np.ndarray]] = {
+    "conv2d": conv2d,
+    "dense": dense,
+    "batch_norm": batch_norm,
+    "activation": lambda node, x: activate(x, node.activation),
+    "add": lambda node, a, b: activate(a + b, node.activation),
+    "global_avg_pool": lambda node, x: x.mean(axis=(1, 2), keepdims=True),
+    "avg_pool2d": avg_pool2d,
+    "softmax": softmax,
+}
+
+
+def execute(graph: Graph, x: np.ndarray, *, keep: bool = False) -> dict[str, np.ndarray]:
+    """Run the graph on x (n, h, w, c), already preprocessed. Returns tensor name -> (n, h, w, c) float64:
+    the output alone, or every tensor with ``keep=True``."""
+    n, h, w, _ = x.shape
+    infer_shapes(graph, n, h, w)
+    values: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        if node.op == "input":
+            values[node.name] = x.astype(np.float64)
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):
+                values[node.name] = _EXECUTE[node.op](node, *(values[s] for s in node.inputs))
+    return values if keep else {graph.output: values[graph.output]}
