@@ -17,13 +17,15 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 using Pair = std::pair<int, int>;
 
 std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& store, const FloatArray& weight,
-                                          const std::optional<FloatArray>& bias, bool depthwise) {
+                                          const std::optional<FloatArray>& bias, bool depthwise,
+                                          const std::string& isa) {
   if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic)");
   const auto dim = [&](int i) { return static_cast<int>(weight.shape(i)); };
   if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0))) {
     throw std::invalid_argument("bias must have the shape (oc,)");
   }
-  return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, dim(0), dim(1), dim(2), dim(3), depthwise);
+  return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, dim(0), dim(1), dim(2), dim(3), depthwise,
+                      kernel_table(isa).panel_blocks);
 }
 
 Window window(Pair stride, Pair dilation, Pair pad) {
@@ -83,7 +85,7 @@ py::list kernels(const std::string& isa) {
 
 // Flat float32 buffers; a_at is the index of the first pixel's segment origin in a.
 void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, const FloatArray& a, ptrdiff_t a_at,
-               const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b, ptrdiff_t b_stride,
+               const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b,
                const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride, const std::optional<FloatArray>& add,
                ptrdiff_t add_stride, float lo, float hi) {
   const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, xs);
@@ -96,7 +98,6 @@ void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, 
   g.segs = segs.data();
   g.n_segs = static_cast<ptrdiff_t>(segs.size());
   g.b = b.data();
-  g.b_stride = b_stride;
   g.bias = bias.data();
   g.c = c.mutable_data();
   g.c_stride = c_stride;
@@ -151,8 +152,10 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
-         bool depthwise) { return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise)); },
-      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise") = false);
+         bool depthwise, const std::string& isa) {
+        return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise, isa));
+      },
+      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise"), py::arg("isa"));
 
   using Weights = std::shared_ptr<PackedWeights>;
   py::class_<Program>(m, "Program")
@@ -223,7 +226,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("_kernels", &kernels, py::arg("isa"));
   m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("mr"), py::arg("nb"), py::arg("xs"), py::arg("run_time_xs"),
-        py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"), py::arg("b").noconvert(), py::arg("b_stride"),
+        py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"), py::arg("b").noconvert(),
         py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"), py::arg("add").noconvert(),
         py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
   m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),

@@ -3,9 +3,9 @@
 
 #include "kernels/instantiate.h"
 
-#define FMN_GEMM_TILES                                                                                       \
-  FMN_ROWS_1_14(1, 16), FMN_ROWS_1_14(2, 16), FMN_ROWS_1_6(4, 16), FMN_ROWS_1_14(1, 6), FMN_ROWS_1_14(2, 6), \
-      FMN_ROWS_1_6(1, 0), FMN_ROWS_1_6(2, 0)
+#define FMN_GEMM_TILES                                                                                      \
+  FMN_ROWS_1_14(1, 16), FMN_ROWS_1_14(2, 16), FMN_ROWS_1_14(1, 6), FMN_ROWS_1_14(2, 6), FMN_ROWS_1_6(1, 0), \
+      FMN_ROWS_1_6(2, 0)
 #define FMN_DW_ROWS 2
 
 FMN_DEFINE_TABLE(avx512)

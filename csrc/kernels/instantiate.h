@@ -24,16 +24,11 @@
       {3, 1, dw<3, 1, FMN_DW_ROWS>}, {3, 2, dw<3, 2, 1>}, {5, 1, dw<5, 1, 1>}, {5, 2, dw<5, 2, 1>}, {0, 0, dw_any}}; \
   }                                                                                                                  \
   extern const KernelTable table;                                                                                    \
-  const KernelTable table = {#isa,                                                                                   \
-                             gemm_entries,                                                                           \
-                             sizeof(gemm_entries) / sizeof(gemm_entries[0]),                                         \
-                             dw_entries,                                                                             \
-                             sizeof(dw_entries) / sizeof(dw_entries[0]),                                             \
-                             gemv,                                                                                   \
-                             global_avg_pool,                                                                        \
-                             add,                                                                                    \
-                             normalize_u8,                                                                           \
-                             interleave3,                                                                            \
-                             peak};                                                                                  \
+  const KernelTable table = {#isa,         PANEL_BLOCKS,                                                             \
+                             gemm_entries, sizeof(gemm_entries) / sizeof(gemm_entries[0]),                           \
+                             dw_entries,   sizeof(dw_entries) / sizeof(dw_entries[0]),                               \
+                             gemv,         global_avg_pool,                                                          \
+                             add,          normalize_u8,                                                             \
+                             interleave3,  peak};                                                                    \
   }                                                                                                                  \
   }

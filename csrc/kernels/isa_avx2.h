@@ -13,7 +13,7 @@ using Frag = __m256;  // what one load of A gives: K_FRAG consecutive k of one p
 constexpr int LANES = 8;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 16;
-constexpr int GEMV_BLOCKS = 2;  // blocks of 16 outputs that one pass of gemv keeps in registers
+constexpr int PANEL_BLOCKS = 1;  // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }

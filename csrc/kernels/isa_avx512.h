@@ -13,7 +13,7 @@ using Frag = __m512;  // what one load of A gives: K_FRAG consecutive k of one p
 constexpr int LANES = 16;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 32;
-constexpr int GEMV_BLOCKS = 4;  // blocks of 16 outputs that one pass of gemv keeps in registers
+constexpr int PANEL_BLOCKS = 2;  // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }

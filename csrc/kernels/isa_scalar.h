@@ -13,7 +13,7 @@ using Frag = float;  // what one load of A gives: K_FRAG consecutive k of one pi
 constexpr int LANES = 4;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 16;
-constexpr int GEMV_BLOCKS = 1;  // blocks of 16 outputs that one pass of gemv keeps in registers
+constexpr int PANEL_BLOCKS = 1;  // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store(float* p, Vec x) {

@@ -142,8 +142,7 @@ class ConvOp final : public Op {
     g.xs = xs_;
     g.segs = t.segs;
     g.n_segs = t.n_segs;
-    g.b_stride = weights_->k() * BLOCK;
-    g.b = weights_->weight + p.block * g.b_stride + t.b;
+    g.b = weights_->weight + p.block * weights_->k() * BLOCK + t.b * p.nb;
     g.bias = weights_->bias + p.block * BLOCK;
     g.c = frame.arena + t.c + p.block * c_stride_;
     g.c_stride = c_stride_;
@@ -186,7 +185,10 @@ class DenseOp final : public Op {
         hi_(hi) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
-    const Range blocks = split(weights_->blocks(), team.count(), index);
+    const int panel = weights_->panel_blocks;
+    const ptrdiff_t n = weights_->blocks();
+    const Range panels = split((n + panel - 1) / panel, team.count(), index);
+    const Range blocks{panels.begin * panel, std::min(panels.end * panel, n)};
     GemvArgs g;
     g.x = frame.arena + src_;
     g.k = weights_->k();
@@ -212,6 +214,7 @@ class DenseOp final : public Op {
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
                 std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi) {
   const PackedWeights& w = *weights;
+  check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
   check(!w.depthwise && w.ic == src.c && w.oc == dst.c && !dst.image, name, "weights do not fit the tensors");
   const int right = (dst.w - 1) * window.stride_w - window.pad_left + (w.kw - 1) * window.dilation_w - (src.w - 1);
   check(window.pad_left <= src.pad_left && right <= src.pad_right, name, "the source has too little padding");
@@ -225,7 +228,7 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
   }
   int xs = src.pixel() * window.stride_w;
   if (max_mr(table, 1, xs) == 0) xs = 0;  // no kernel was compiled for this stride
-  const int nb = dst.blocks() > 1 && max_mr(table, 2, xs) > 0 ? 2 : 1;
+  const int nb = std::min(w.panel_blocks, dst.blocks());
   const int mr = max_mr(table, nb, xs);
   std::string kernel =
       std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr) + "x" + std::to_string(nb * BLOCK);

@@ -59,7 +59,7 @@ struct PoolArgs {
 struct GemvArgs {
   const float* x;  // [k]
   ptrdiff_t k;
-  const float* b;  // [n_blocks] blocks of [k][16]
+  const float* b;  // panels of [k][panel_blocks * 16]
   const float* bias;
   const float* add;  // or null
   float* dst;        // [n_blocks * 16]
@@ -83,6 +83,7 @@ struct DwEntry {
 
 struct KernelTable {
   const char* isa;
+  int panel_blocks;  // width of a panel of packed weights; the last panel of a layer may be one block
   const GemmEntry* gemm;
   int n_gemm;
   const DwEntry* dw;
