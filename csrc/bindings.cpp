@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 
 #include "runtime/dispatch.h"
@@ -33,6 +34,19 @@ Window window(Pair stride, Pair dilation, Pair pad) {
 }
 
 const Tensor* optional_tensor(const Program& p, int id) { return id < 0 ? nullptr : &p.tensor(id); }
+
+// mid: (h, w, pad_left, pad_right) of what the depthwise convolution reads; expand and project may be null. oh and ow
+// of the depthwise output are those of dst.
+void append_strip(Program& p, const std::string& name, int src, int dst, int add, std::array<int, 4> mid,
+                  const ConvSpec* expand, const ConvSpec& depthwise, const ConvSpec* project, int rows) {
+  StripSpec spec{{}, p.tensor(dst).h, p.tensor(dst).w, expand, depthwise, project, rows};
+  spec.mid.c = depthwise.weights->oc;
+  spec.mid.h = mid[0];
+  spec.mid.w = mid[1];
+  spec.mid.pad_left = mid[2];
+  spec.mid.pad_right = mid[3];
+  p.append(make_strip(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec));
+}
 
 InputKind input_kind(const std::string& layout, const py::array& x) {
   const bool u8 = x.dtype().equal(py::dtype::of<uint8_t>()), f32 = x.dtype().equal(py::dtype::of<float>());
@@ -157,7 +171,12 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise"), py::arg("isa"));
 
-  using Weights = std::shared_ptr<PackedWeights>;
+  py::class_<ConvSpec>(m, "ConvSpec")
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad, float lo,
+                       float hi) {
+             return ConvSpec{weights, window(stride, dilation, pad), lo, hi};
+           }),
+           py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("lo"), py::arg("hi"));
   py::class_<Program>(m, "Program")
       .def(py::init([](const std::string& isa, ptrdiff_t floats) {
              return std::make_unique<Program>(kernel_table(isa), floats);
@@ -173,22 +192,12 @@ PYBIND11_MODULE(_native, m) {
           py::arg("dst"), py::arg("mean"), py::arg("std"), py::arg("swap"))
       .def(
           "conv",
-          [](Program& p, const std::string& name, int src, int dst, int add, const Weights& weights, Pair stride,
-             Pair dilation, Pair pad, float lo, float hi) {
-            p.append(make_conv(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), weights,
-                               window(stride, dilation, pad), lo, hi));
+          [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec) {
+            p.append(make_conv(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("stride"),
-          py::arg("dilation"), py::arg("pad"), py::arg("lo"), py::arg("hi"))
-      .def(
-          "depthwise",
-          [](Program& p, const std::string& name, int src, int dst, const Weights& weights, Pair stride, Pair dilation,
-             Pair pad, float lo, float hi) {
-            p.append(make_depthwise(p.table(), name, p.tensor(src), p.tensor(dst), weights,
-                                    window(stride, dilation, pad), lo, hi));
-          },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("weights"), py::arg("stride"), py::arg("dilation"),
-          py::arg("pad"), py::arg("lo"), py::arg("hi"))
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"))
+      .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
+           py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
       .def(
           "global_avg_pool",
           [](Program& p, const std::string& name, int src, int dst) {

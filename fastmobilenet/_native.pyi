@@ -22,18 +22,13 @@ class PackedWeights:
     @property
     def ic(self) -> int: ...
 
-def pack(store: WeightStore, weight: np.ndarray, bias: np.ndarray | None, depthwise: bool = False) -> PackedWeights: ...
+def pack(
+    store: WeightStore, weight: np.ndarray, bias: np.ndarray | None, depthwise: bool, isa: str
+) -> PackedWeights: ...
 
-class Program:
-    def __init__(self, isa: str, arena_floats: int) -> None: ...
-    def tensor(self, c: int, h: int, w: int, pad_left: int, pad_right: int, image: bool, offset: int) -> int: ...
-    def input(self, dst: int, mean: list[float], std: list[float], swap: bool) -> None: ...
-    def conv(
+class ConvSpec:
+    def __init__(
         self,
-        name: str,
-        src: int,
-        dst: int,
-        add: int,
         weights: PackedWeights,
         stride: tuple[int, int],
         dilation: tuple[int, int],
@@ -41,17 +36,23 @@ class Program:
         lo: float,
         hi: float,
     ) -> None: ...
-    def depthwise(
+
+class Program:
+    def __init__(self, isa: str, arena_floats: int) -> None: ...
+    def tensor(self, c: int, h: int, w: int, pad_left: int, pad_right: int, image: bool, offset: int) -> int: ...
+    def input(self, dst: int, mean: list[float], std: list[float], swap: bool) -> None: ...
+    def conv(self, name: str, src: int, dst: int, add: int, spec: ConvSpec) -> None: ...
+    def strip(
         self,
         name: str,
         src: int,
         dst: int,
-        weights: PackedWeights,
-        stride: tuple[int, int],
-        dilation: tuple[int, int],
-        pad: tuple[int, int],
-        lo: float,
-        hi: float,
+        add: int,
+        mid: tuple[int, int, int, int],
+        expand: ConvSpec | None,
+        depthwise: ConvSpec,
+        project: ConvSpec | None,
+        rows: int,
     ) -> None: ...
     def global_avg_pool(self, name: str, src: int, dst: int) -> None: ...
     def avg_pool(

@@ -185,8 +185,8 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
 
 def resolve_padding(node: Node, h: int, w: int) -> Padding:
     """The node's padding in pixels for an input of h x w."""
-    padding = node.attrs["padding"]
-    if padding != "same":
+    padding: Padding | str = node.attrs["padding"]
+    if not isinstance(padding, str):
         return padding
     kh, kw = kernel_size(node)
     sh, sw = node.attrs["stride"]
@@ -197,13 +197,14 @@ def resolve_padding(node: Node, h: int, w: int) -> Padding:
 def kernel_size(node: Node) -> tuple[int, int]:
     if node.op == "conv2d":
         return node.params["weight"].shape[1], node.params["weight"].shape[2]
-    return node.attrs["kernel"]
+    kernel: tuple[int, int] = node.attrs["kernel"]
+    return kernel
 
 
 def is_depthwise(node: Node) -> bool:
     """True for a convolution with one filter of one input channel for every channel."""
     weight = node.params["weight"]
-    groups = node.attrs.get("groups", 1)
+    groups: int = node.attrs.get("groups", 1)
     return groups > 1 and weight.shape[3] == 1 and weight.shape[0] == groups
 
 

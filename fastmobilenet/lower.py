@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import _native
+from .caches import caches
 from .errors import ModelError
+from .fusion import Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, kernel_size, resolve_padding
 from .memory import Interval, plan_memory
 from .passes import optimize
 
 BLOCK = 16
-#: Plans of picture sizes that are kept; the one unused longest goes first. A plan is small: weights are shared.
+#: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights are shared.
 MAX_PLANS = 8
 
 
@@ -53,8 +53,7 @@ class Engine:
         self._weights = {n.name: _pack(store, n, self.isa) for n in graph.nodes if n.op in ("conv2d", "dense")}
         self.weight_bytes = store.nbytes
         self._graph = _without_data(graph)
-        self._plans: OrderedDict[tuple[int, int], _native.Program] = OrderedDict()
-        self._lock = threading.Lock()
+        self._plans: dict[tuple[int, int], _native.Program] = {}
 
     def run(self, x: np.ndarray, *, threads: int = 1, pixels: bool) -> np.ndarray:
         """x: with ``pixels`` uint8 (n, h, w, 3), normalised here by the graph's preprocessing; otherwise float32
@@ -83,32 +82,35 @@ class Engine:
         return y, [(name, kernel, t) for (name, kernel), t in zip(program.steps, times, strict=True)]
 
     def program(self, h: int, w: int) -> _native.Program:
-        """The plan for pictures of h x w, made on first use."""
-        with self._lock:
-            plan = self._plans.get((h, w))
-            if plan is not None:
-                self._plans.move_to_end((h, w))
-                return plan
-        plan = self._lower(h, w)
-        with self._lock:
-            self._plans[h, w] = plan
-            self._plans.move_to_end((h, w))
-            while len(self._plans) > MAX_PLANS:
-                self._plans.popitem(last=False)
+        """The plan for pictures of h x w, made on first use.
+
+        No lock: a child that was forked while another thread held it would wait for ever. Two threads may make
+        the same plan at the same time; one of them is then kept.
+        """
+        plan = self._plans.get((h, w))
+        if plan is None:
+            plan = self._plans[h, w] = self._lower(h, w)
+            for oldest in list(self._plans)[:-MAX_PLANS]:
+                self._plans.pop(oldest, None)
         return plan
 
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
         layouts = _choose_layouts(graph, shapes)
-        offsets, total = plan_memory(_live_intervals(graph, layouts))
+        steps = plan_steps(graph, shapes, caches())
+        offsets, total = plan_memory(_live_intervals(graph, steps, layouts))
         program = _native.Program(self.isa, total)
         ids = {}
-        for name, t in layouts.items():
+        for name, offset in offsets.items():
+            t = layouts[name]
             _, th, tw, tc = t.shape
-            ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offsets[name])
-        for node in graph.nodes:
-            self._emit(program, node, ids, shapes)
+            ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
+        for step in steps:
+            if step.depthwise is not None:
+                self._emit_strip(program, step, ids, shapes, layouts)
+            else:
+                self._emit(program, step.nodes[0], ids, shapes)
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -125,14 +127,8 @@ class Engine:
         _, h, w, _ = shapes[node.inputs[0]]
         lo, hi = _bounds(node.activation)
         if node.op in ("conv2d", "dense"):
-            stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
-            top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
-            weights = self._weights[node.name]
-            if node.op == "conv2d" and is_depthwise(node):
-                program.depthwise(node.name, src, dst, weights, stride, dilation, (top, left), lo, hi)
-            else:
-                add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
-                program.conv(node.name, src, dst, add, weights, stride, dilation, (top, left), lo, hi)
+            add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
+            program.conv(node.name, src, dst, add, self._spec(node, shapes))
         elif node.op == "add":
             program.add(node.name, src, ids[node.inputs[1]], dst, lo, hi)
         elif node.op == "activation":
@@ -146,6 +142,36 @@ class Engine:
             program.softmax(node.name, src, dst)
         else:
             raise ModelError(f"node {node.name!r}: op {node.op!r} has no kernel")
+
+    def _emit_strip(
+        self,
+        program: _native.Program,
+        step: Step,
+        ids: dict[str, int],
+        shapes: dict[str, Shape],
+        layouts: dict[str, Layout],
+    ) -> None:
+        assert step.depthwise is not None
+        _, h, w, _ = shapes[step.depthwise.inputs[0]]
+        layout = layouts[step.depthwise.inputs[0]]
+        project = step.project
+        program.strip(
+            step.name,
+            ids[step.nodes[0].inputs[0]],
+            ids[step.output],
+            ids[project.inputs[1]] if project is not None and len(project.inputs) > 1 else -1,
+            (h, w, layout.pad_left, layout.pad_right),
+            self._spec(step.expand, shapes) if step.expand is not None else None,
+            self._spec(step.depthwise, shapes),
+            self._spec(project, shapes) if project is not None else None,
+            step.rows,
+        )
+
+    def _spec(self, node: Node, shapes: dict[str, Shape]) -> _native.ConvSpec:
+        _, h, w, _ = shapes[node.inputs[0]]
+        top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
+        stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
+        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), *_bounds(node.activation))
 
 
 def _bounds(activation: Activation | None) -> tuple[float, float]:
@@ -208,14 +234,14 @@ def _choose_layouts(graph: Graph, shapes: dict[str, Shape]) -> dict[str, Layout]
     return layouts
 
 
-def _live_intervals(graph: Graph, layouts: dict[str, Layout]) -> list[Interval]:
-    """When each tensor is written first and read last, as step numbers."""
-    last = {node.name: i for i, node in enumerate(graph.nodes)}
-    for i, node in enumerate(graph.nodes):
-        for source in node.inputs:
+def _live_intervals(graph: Graph, steps: list[Step], layouts: dict[str, Layout]) -> list[Interval]:
+    """When each tensor between steps is written first and read last, as step numbers."""
+    last = {step.output: i for i, step in enumerate(steps)}
+    for i, step in enumerate(steps):
+        for source in step.inputs:
             last[source] = i
-    last[graph.output] = len(graph.nodes)
-    return [Interval(n.name, layouts[n.name].floats, i, last[n.name]) for i, n in enumerate(graph.nodes)]
+    last[graph.output] = len(steps)
+    return [Interval(s.output, layouts[s.output].floats, i, last[s.output]) for i, s in enumerate(steps)]
 
 
 def default_threads() -> int:

@@ -13,7 +13,8 @@ def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
     """Element-wise; NaN stays NaN."""
     if activation is None:
         return x
-    return np.minimum(np.maximum(x, activation.lo), activation.hi)
+    clamped: np.ndarray = np.minimum(np.maximum(x, activation.lo), activation.hi)
+    return clamped
 
 
 def _windows(x: np.ndarray, node: Node, fill: float) -> np.ndarray:
@@ -65,20 +66,23 @@ def _finish(node: Node, out: np.ndarray, add: np.ndarray | None) -> np.ndarray:
 def batch_norm(node: Node, x: np.ndarray) -> np.ndarray:
     """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta (Ioffe and Szegedy, 2015)."""
     p = {k: v.astype(np.float64) for k, v in node.params.items()}
-    return (x - p["mean"]) / np.sqrt(p["variance"] + node.attrs["epsilon"]) * p["gamma"] + p["beta"]
+    y: np.ndarray = (x - p["mean"]) / np.sqrt(p["variance"] + node.attrs["epsilon"]) * p["gamma"] + p["beta"]
+    return y
 
 
 def avg_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
     """Mean over the window, padding not counted."""
     ones = np.ones((1, x.shape[1], x.shape[2], 1))
     count = _windows(ones, node, 0.0).sum(axis=(3, 4))
-    return _windows(x, node, 0.0).sum(axis=(3, 4)) / count
+    mean: np.ndarray = _windows(x, node, 0.0).sum(axis=(3, 4)) / count
+    return mean
 
 
 def softmax(node: Node, x: np.ndarray) -> np.ndarray:
     """exp(x - max) / sum, over the channels."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e: np.ndarray = np.exp(x - x.max(axis=-1, keepdims=True))
+    y: np.ndarray = e / e.sum(axis=-1, keepdims=True)
+    return y
 
 
 _EXECUTE: dict[str, Callable[..., np.ndarray]] = {

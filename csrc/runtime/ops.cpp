@@ -1,4 +1,4 @@
-// Start reading here (then conv.cpp): everything but the dense convolutions.
+// Everything but the convolutions (conv.cpp, strip.cpp).
 #include "runtime/ops.h"
 
 #include <algorithm>
@@ -6,12 +6,16 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "runtime/dispatch.h"
-
 namespace fmn {
 
 void check(bool ok, const std::string& name, const char* what) {
   if (!ok) throw std::invalid_argument("op " + name + ": " + what);
+}
+
+void check_padding(const std::string& name, const Tensor& src, int ow, const ConvSpec& spec) {
+  const Window& w = spec.window;
+  const int right = (ow - 1) * w.stride_w - w.pad_left + (spec.weights->kw - 1) * w.dilation_w - (src.w - 1);
+  check(w.pad_left <= src.pad_left && right <= src.pad_right, name, "the source has too little padding");
 }
 
 void clear_padding(float* arena, const Tensor& t, Range blocks, Range y) {
@@ -104,83 +108,6 @@ class InputOp final : public Op {
   const Tensor dst_;
   const bool swap_;
   float mean_[48], std_[48];  // repeated, as normalize_u8 wants them
-};
-
-class DepthwiseOp final : public Op {
- public:
-  DepthwiseOp(const KernelTable& table, std::string name, std::string kernel, DwFn fn, bool any, const Tensor& src,
-              const Tensor& dst, std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi)
-      : Op(std::move(name), std::move(kernel)),
-        fn_(fn),
-        any_(any),
-        src_(src),
-        dst_(dst),
-        weights_(std::move(weights)),
-        window_(window),
-        lo_(lo),
-        hi_(hi),
-        zeros_(static_cast<size_t>(src.pitch()) * sizeof(float)) {
-    (void)table;
-  }
-
-  void run(const Frame& frame, Team& team, int index) const override {
-    // Large maps are split by rows, where the neighbours' results are; small ones by channels.
-    const int count = team.count();
-    const bool by_rows = dst_.h >= 28 && dst_.h >= 4 * count;
-    const Range rows = by_rows ? split(dst_.h, count, index) : Range{0, dst_.h};
-    const Range blocks = by_rows ? Range{0, dst_.blocks()} : split(dst_.blocks(), count, index);
-    thread_local std::vector<const float*> pointers;
-    for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b) run_rows(frame, static_cast<int>(b), rows, pointers);
-    clear_padding(frame.arena, dst_, blocks, rows);
-  }
-
- private:
-  void run_rows(const Frame& frame, int block, Range rows, std::vector<const float*>& pointers) const {
-    const PackedWeights& w = *weights_;
-    const int first = static_cast<int>(rows.begin), n = static_cast<int>(rows.end - rows.begin);
-    if (n == 0) return;
-    pointers.clear();
-    if (any_) {
-      for (int y = first; y < first + n; ++y) {
-        for (int ky = 0; ky < w.kh; ++ky) {
-          pointers.push_back(row(frame, block, y * window_.stride_h - window_.pad_top + ky * window_.dilation_h));
-        }
-      }
-    } else {
-      const int top = first * window_.stride_h - window_.pad_top;
-      for (int r = 0; r < (n - 1) * window_.stride_h + w.kh; ++r) pointers.push_back(row(frame, block, top + r));
-    }
-    DwArgs d;
-    d.rows = pointers.data();
-    d.w = w.weight + block * w.k() * BLOCK;
-    d.bias = w.bias + block * BLOCK;
-    d.dst = frame.arena + dst_.at(block, first, 0);
-    d.dst_stride = dst_.pitch();
-    d.oh = n;
-    d.ow = dst_.w;
-    d.lo = lo_;
-    d.hi = hi_;
-    d.kh = w.kh;
-    d.kw = w.kw;
-    d.stride_h = window_.stride_h;
-    d.stride_w = window_.stride_w;
-    d.dilation_w = window_.dilation_w;
-    fn_(d);
-  }
-
-  // The first padded pixel that the leftmost output reads.
-  const float* row(const Frame& frame, int block, int y) const {
-    if (y < 0 || y >= src_.h) return zeros_.data();
-    return frame.arena + src_.at(block, y, -window_.pad_left);
-  }
-
-  const DwFn fn_;
-  const bool any_;
-  const Tensor src_, dst_;
-  const std::shared_ptr<const PackedWeights> weights_;
-  const Window window_;
-  const float lo_, hi_;
-  const Region zeros_;
 };
 
 class GlobalAvgPoolOp final : public Op {
@@ -332,27 +259,6 @@ OpPtr make_input(const KernelTable& table, const Tensor& dst, std::vector<float>
   const auto fits = [&](const std::vector<float>& v) { return v.empty() || (v.size() == 3 && dst.c == 3); };
   check(fits(mean) && fits(std), "input", "mean and std are for three channels");
   return std::make_unique<InputOp>(table, dst, mean, std, swap);
-}
-
-OpPtr make_depthwise(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst,
-                     std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi) {
-  const PackedWeights& w = *weights;
-  check(w.depthwise && w.oc == dst.c && src.c == dst.c && !src.image && !dst.image, name,
-        "weights do not fit the tensors");
-  check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
-        "strides and dilations must be positive");
-  const int right = (dst.w - 1) * window.stride_w - window.pad_left + (w.kw - 1) * window.dilation_w - (src.w - 1);
-  check(window.pad_left <= src.pad_left && right <= src.pad_right, name, "the source has too little padding");
-  const bool square = w.kh == w.kw && window.stride_h == window.stride_w && window.dilation_h * window.dilation_w == 1;
-  DwFn fn = square ? find_dw(table, w.kh, window.stride_h) : nullptr;
-  const bool any = fn == nullptr;
-  if (any) fn = find_dw(table, 0, 0);
-  check(fn != nullptr, name, "the kernel table has no depthwise kernel");
-  std::string kernel =
-      std::string("dw_f32/") + table.isa + "/" +
-      (any ? "any" : std::to_string(w.kh) + "x" + std::to_string(w.kw) + "s" + std::to_string(window.stride_h));
-  return std::make_unique<DepthwiseOp>(table, std::move(name), std::move(kernel), fn, any, src, dst, std::move(weights),
-                                       window, lo, hi);
 }
 
 OpPtr make_global_avg_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst) {

@@ -35,11 +35,20 @@ struct Window {
   int pad_top = 0, pad_left = 0;  // what is read beyond the bottom and the right follows from the output size
 };
 
+// A convolution, dense or depthwise, and the clamp behind it.
+struct ConvSpec {
+  std::shared_ptr<const PackedWeights> weights;
+  Window window;
+  float lo, hi;
+};
+
 enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
 
 // One picture of one run.
 struct Frame {
   float* arena;
+  float* scratch;     // of this thread, as large as the largest Op::scratch_floats
+  float* shared;      // that of the first thread
   const void* input;  // h x w x c of the kind given
   InputKind kind;
   float* output;  // the output tensor as [h][w][c], dense
@@ -51,6 +60,8 @@ class Op {
   virtual ~Op() = default;
   // The part of thread `index` of team.count(). All threads of the team call it, then meet at a barrier.
   virtual void run(const Frame& frame, Team& team, int index) const = 0;
+  // Memory that every thread of a run needs besides the arena.
+  virtual ptrdiff_t scratch_floats() const { return 0; }
 
   const std::string name;    // of the node
   const std::string kernel;  // printed id, e.g. gemm_f32/avx512/14x32
@@ -66,10 +77,21 @@ OpPtr make_input(const KernelTable& table, const Tensor& dst, std::vector<float>
 
 // Any convolution with groups = 1, a dense layer over a 1x1 map included. `add` may be null.
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
-                std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi);
+                const ConvSpec& spec);
 
-OpPtr make_depthwise(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst,
-                     std::shared_ptr<const PackedWeights> weights, const Window& window, float lo, float hi);
+// A depthwise convolution with, perhaps, a dense convolution before it and a 1x1 convolution after it, done together.
+struct StripSpec {
+  Tensor mid;              // what the depthwise convolution reads; its offset is not used. Without expand: the source
+  int oh, ow;              // of the depthwise output
+  const ConvSpec* expand;  // or null
+  ConvSpec depthwise;
+  const ConvSpec* project;  // or null
+  int rows;                 // of the output that are made at a time
+};
+
+// `add` (or null) is added by the last convolution.
+OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
+                 const Tensor* add, const StripSpec& spec);
 
 OpPtr make_global_avg_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst);
 
@@ -97,5 +119,8 @@ inline Range split(ptrdiff_t n, int count, int index) { return {n * index / coun
 void clear_padding(float* arena, const Tensor& t, Range blocks, Range y);
 
 void check(bool ok, const std::string& name, const char* what);
+
+// That rows of src have the padding that a convolution with ow outputs a row reads.
+void check_padding(const std::string& name, const Tensor& src, int ow, const ConvSpec& spec);
 
 }  // namespace fmn

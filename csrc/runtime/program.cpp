@@ -1,5 +1,6 @@
 #include "runtime/program.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -10,7 +11,7 @@ namespace fmn {
 // Takes an arena for the time of one run.
 class Program::Arena {
  public:
-  explicit Arena(const Program& program) : program_(program) {
+  Arena(const Program& program, size_t bytes) : program_(program) {
     if (program_.try_lock_arenas()) {
       if (!program_.idle_.empty()) {
         region_ = std::move(program_.idle_.back());
@@ -18,7 +19,7 @@ class Program::Arena {
       }
       program_.lock_.clear(std::memory_order_release);
     }
-    if (!region_) region_ = std::make_unique<Region>(program_.arena_bytes());
+    if (!region_ || region_->bytes() < bytes) region_ = std::make_unique<Region>(bytes);
   }
   ~Arena() {
     if (program_.try_lock_arenas()) {
@@ -42,7 +43,8 @@ bool Program::try_lock_arenas() const {
   return false;
 }
 
-Program::Program(const KernelTable& table, ptrdiff_t arena_floats) : table_(table), arena_floats_(arena_floats) {
+Program::Program(const KernelTable& table, ptrdiff_t arena_floats)
+    : table_(table), arena_floats_((arena_floats + 1023) / 1024 * 1024) {
   check(arena_floats >= 0, "program", "the arena has a negative size");
   idle_.reserve(MAX_IDLE_ARENAS);
 }
@@ -67,7 +69,11 @@ const Tensor& Program::tensor(int id) const {
   return tensors_[static_cast<size_t>(id)];
 }
 
-void Program::append(OpPtr op) { ops_.push_back(std::move(op)); }
+void Program::append(OpPtr op) {
+  constexpr ptrdiff_t page = 4096 / sizeof(float);  // threads do not share one
+  scratch_floats_ = std::max(scratch_floats_, (op->scratch_floats() + page - 1) / page * page);
+  ops_.push_back(std::move(op));
+}
 
 void Program::finish(int input, int output) {
   append(make_output(tensor(output)));
@@ -81,13 +87,17 @@ void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output,
   const Tensor &in = this->input(), &out = this->output();
   const ptrdiff_t in_values = ptrdiff_t{in.c} * in.h * in.w, out_values = ptrdiff_t{out.c} * out.h * out.w;
   const ptrdiff_t in_bytes = in_values * (kind == InputKind::pixels_u8 ? 1 : static_cast<ptrdiff_t>(sizeof(float)));
-  const Arena arena(*this);
+  threads = std::min(std::max(threads, 1), MAX_THREADS);
+  const Arena arena(*this, static_cast<size_t>(arena_floats_ + threads * scratch_floats_) * sizeof(float));
+  float* const scratch = arena.data() + arena_floats_;
   run_parallel(threads, [&](Team& team, int index) {
     const FlushDenormals flush;
     using Clock = std::chrono::steady_clock;
     auto last = Clock::now();
     for (ptrdiff_t i = 0; i < n; ++i) {
-      const Frame frame{arena.data(), static_cast<const char*>(input) + i * in_bytes, kind, output + i * out_values};
+      const Frame frame{arena.data(), scratch + index * scratch_floats_,
+                        scratch,      static_cast<const char*>(input) + i * in_bytes,
+                        kind,         output + i * out_values};
       for (size_t step = 0; step < ops_.size(); ++step) {
         ops_[step]->run(frame, team, index);
         team.barrier();

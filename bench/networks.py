@@ -1,0 +1,60 @@
+"""The networks of a race and their input: ours, with random weights, so that all frameworks compute the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fastmobilenet import models, passes
+from fastmobilenet.graph import Graph, Node, Shape, count_macs, infer_shapes
+
+
+def build(arch: str, width: float | None = None, size: int = 224, seed: int = 0) -> Graph:
+    """`models.build(arch)` for pictures of size x size, with batch normalisation and activations folded into
+    the convolutions, as every deployed file has them. All frameworks get this Graph."""
+    graph = models.build(arch, width=width, seed=seed, input_size=(size, size))
+    return deployed(graph)
+
+
+def deployed(graph: Graph) -> Graph:
+    """The graph as converters write it: no batch normalisation, no activation apart that can be fused."""
+    return passes.fuse_activation(passes.fold_batch_norm(graph))
+
+
+def picture(graph: Graph, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """A network input of shape (1, h, w, c), float32: smooth shapes and fine noise in 0..255, normalised.
+
+    No value lies near the denormals: with the usual means, (pixel - mean) / std is never below 1e-3 in magnitude.
+    """
+    rng = np.random.default_rng(seed)
+    h, w = size
+    c = graph.input_channels
+    y, x = np.mgrid[0:h, 0:w] / max(h, w)
+    pixels = np.full((h, w, c), 128.0)
+    for octave in (1, 2, 4, 8):
+        for channel in range(c):
+            fy, fx, phase = rng.uniform(0.5, 1.5, 3) * (octave, octave, 2 * np.pi)
+            pixels[:, :, channel] += 60 / octave * np.cos(2 * np.pi * (fy * y + fx * x) + phase)
+    pixels = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).round()
+    mean, std = (graph.preprocess.mean, graph.preprocess.std) if c == 3 else (127.5, 127.5)
+    return ((pixels - mean) / std).astype(np.float32)[None]
+
+
+def one_node(node: Node, shapes: list[Shape]) -> Graph:
+    """A network of one node alone; `shapes` are those of its inputs (n, h, w, c).
+
+    An addition adds its input to itself: a Graph has one input. Raises ValueError for other ops with two.
+    """
+    if len(node.inputs) > 1 and node.op != "add":
+        raise ValueError(f"node {node.name!r}: a network of one node has one input, {node.op} here has two")
+    _, h, w, c = shapes[0]
+    source = Node("picture", "input")
+    alone = replace(node, name="layer", inputs=(source.name,) * len(node.inputs))
+    return Graph((source, alone), alone.name, input_size=(h, w), input_channels=c, name=node.name)
+
+
+def total_macs(graph: Graph, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of one picture."""
+    shapes = infer_shapes(graph, 1, *size)
+    return sum(count_macs(node, shapes) for node in graph.nodes)

@@ -1,0 +1,82 @@
+// One dense convolution as the ops use it: its weights cut into panels, its window cut into segments, and the GEMM
+// kernels for its tiles. Where A and C lie is the caller's business: a tensor, a ring of rows, a strip.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/ops.h"
+
+namespace fmn {
+
+class ConvKernel {
+ public:
+  struct Panel {
+    int block, nb;  // first 16-channel block of the output, and how many
+  };
+  // The part of the window that lies inside of the map, for one output row.
+  struct Rows {
+    const Segment* segs;
+    int n_segs;
+    ptrdiff_t b;  // floats of a panel that belong to window rows above the map, divided by the panel's blocks
+  };
+  // Addresses of a tile, without the panel.
+  struct Tile {
+    const float* a;
+    float* c;
+    ptrdiff_t c_stride;
+    const float* add;  // or null
+    ptrdiff_t add_stride;
+    int mr;
+  };
+
+  // src gives the layout of A: pixel, row and block strides; its offset is not used.
+  ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
+             const ConvSpec& spec);
+
+  const std::vector<Panel>& panels() const { return panels_; }
+  int mr() const { return mr_; }
+  const PackedWeights& weights() const { return *spec_.weights; }
+  const std::string& id() const { return id_; }  // e.g. gemm_f32/avx512/14x32
+
+  // Row of the source that the first window row of output row y reads; may be negative.
+  int top(int y) const { return y * spec_.window.stride_h - spec_.window.pad_top; }
+  Rows rows(int y) const;
+
+  // `prefetch`: weights that are needed soon, or null.
+  void run(const Tile& tile, const Rows& rows, const Panel& panel, const char* prefetch = nullptr) const {
+    GemmArgs g;
+    g.a = tile.a;
+    g.xs = xs_;
+    g.segs = rows.segs;
+    g.n_segs = rows.n_segs;
+    g.b = weight(panel) + rows.b * panel.nb;
+    g.bias = spec_.weights->bias + panel.block * BLOCK;
+    g.c = tile.c + panel.block * tile.c_stride;
+    g.c_stride = tile.c_stride;
+    g.add = tile.add != nullptr ? tile.add + panel.block * tile.add_stride : nullptr;
+    g.add_stride = tile.add_stride;
+    g.lo = spec_.lo;
+    g.hi = spec_.hi;
+    g.prefetch = prefetch != nullptr ? prefetch : reinterpret_cast<const char*>(g.b);
+    fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + tile.mr)](g);
+  }
+
+  const float* weight(const Panel& panel) const {
+    return spec_.weights->weight + panel.block * spec_.weights->k() * BLOCK;
+  }
+
+ private:
+  const ConvSpec spec_;
+  const int src_h_;
+  std::vector<Segment> segments_;  // (ky, kx, channel block), as the weights lie
+  int segments_per_row_ = 0;       // of one ky
+  std::vector<Panel> panels_;
+  std::vector<GemmFn> fns_;  // [nb][mr]
+  ptrdiff_t xs_ = 0;
+  int mr_ = 0;
+  std::string id_;
+};
+
+}  // namespace fmn

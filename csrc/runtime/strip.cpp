@@ -1,0 +1,258 @@
+// Depthwise convolutions, alone or together with the dense convolutions before and after them, strip by strip.
+//
+//   source --expand--> ring of rows --depthwise--> strip --project--> destination
+//
+// A strip is a few rows of the depthwise output. For each panel of channels, the expanded rows that the strip needs
+// and that are not there yet are made into a ring, and read from it at once by the depthwise kernel: the expanded
+// map, the largest tensor of a MobileNet, never leaves the first- and second-level cache. Both ends are optional: a
+// depthwise convolution alone reads the source and writes the destination. The result has the same bits either way.
+//
+// The ring holds as many rows as a strip needs, [block][row % rows][pad_left + w + pad_right][16]; rows that the next
+// strip needs again stay. The strip is [block][row][w][16].
+//
+// Threads: large maps are cut into ranges of output rows, and every thread has its own ring and strip (it computes
+// the one or two expanded rows at its upper border again); small maps (one strip for all) are cut into panels of
+// channels up to the depthwise output, and after a barrier into tiles of the last convolution.
+#include <algorithm>
+#include <climits>
+#include <optional>
+
+#include "runtime/conv_kernel.h"
+#include "runtime/dispatch.h"
+
+namespace fmn {
+
+namespace {
+
+class StripOp final : public Op {
+ public:
+  StripOp(const KernelTable& table, const std::string& name, const std::string& id, DwFn fn, const StripSpec& spec,
+          const Tensor& src, const Tensor& dst, const Tensor* add)
+      : Op(name, id),
+        fn_(fn),
+        any_(fn == find_dw(table, 0, 0)),
+        src_(src),
+        dst_(dst),
+        mid_(spec.mid),
+        dw_(spec.depthwise),
+        window_(spec.depthwise.window),
+        oh_(spec.oh),
+        ow_(spec.ow),
+        zeros_(static_cast<size_t>(spec.mid.pitch()) * sizeof(float)) {
+    const PackedWeights& w = *dw_.weights;
+    if (spec.expand) expand_.emplace(table, name, src, spec.mid.c, *spec.expand);
+    if (spec.expand) expand_window_ = spec.expand->window;
+    rows_ = spec.expand || spec.project ? std::clamp(spec.rows, 1, oh_) : oh_;
+    ring_rows_ = std::min(rows_needed(rows_), mid_.h);
+    ring_.c = spec.mid.c;
+    ring_.h = ring_rows_;
+    ring_.w = mid_.w;
+    ring_.pad_left = mid_.pad_left;
+    ring_.pad_right = mid_.pad_right;
+    strip_.c = w.oc;
+    strip_.h = rows_;
+    strip_.w = ow_;
+    strip_.offset = spec.expand ? ring_.floats() : 0;
+    if (spec.project) {
+      has_add_ = add != nullptr;
+      if (has_add_) add_ = *add;
+      project_.emplace(table, name, strip_, dst.c, *spec.project);
+      const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
+      flat_ = dense(dst) && (add == nullptr || dense(*add));
+    }
+    pointers_ = static_cast<int>(any_ ? ptrdiff_t{rows_} * w.kh : rows_needed(rows_));
+    // A panel of channels is what one tile of the first convolution makes.
+    panel_blocks_ = spec.expand ? expand_->panels()[0].nb : 1;
+  }
+
+  ptrdiff_t scratch_floats() const override {
+    return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0);
+  }
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    const int count = team.count(), blocks = strip_.blocks();
+    const int panels = (blocks + panel_blocks_ - 1) / panel_blocks_;
+    const bool by_rows = rows_ < oh_ || (oh_ >= 28 && oh_ >= 4 * count);
+    if (count == 1 || by_rows) {
+      const Range rows = split(oh_, count, index);
+      run_rows(frame, frame.scratch, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, panels},
+               project_ ? Range{0, INT_MAX} : Range{0, 0});
+      return;
+    }
+    // All threads share the ring and the strip of the first: each has channels of its own in them.
+    run_rows(frame, frame.shared, 0, oh_, split(panels, count, index), {0, 0});
+    if (!project_) return;
+    team.barrier();
+    const auto n_panels = static_cast<ptrdiff_t>(project_->panels().size());
+    const ptrdiff_t n_tiles = tiles(0, oh_);
+    const bool by_panels = (n_panels + count - 1) / count * n_tiles <= (n_tiles + count - 1) / count * n_panels;
+    project(frame, frame.shared, 0, oh_, by_panels ? Range{0, INT_MAX} : split(n_tiles, count, index),
+            by_panels ? split(n_panels, count, index) : Range{0, n_panels});
+  }
+
+ private:
+  // Rows of the expanded map under n rows of the output.
+  int rows_needed(int n) const { return (n - 1) * window_.stride_h + (dw_.weights->kh - 1) * window_.dilation_h + 1; }
+
+  void run_rows(const Frame& frame, float* scratch, int y0, int y1, Range panels, Range project_tiles) const {
+    if (y0 >= y1 || panels.begin == panels.end) return;
+    const Range blocks{panels.begin * panel_blocks_, std::min<ptrdiff_t>(panels.end * panel_blocks_, strip_.blocks())};
+    if (expand_) clear_padding(scratch, ring_, blocks, {0, ring_.h});
+    int made = std::max(top(y0), 0);  // the first expanded row that is not in the ring
+    for (int y = y0; y < y1; y += rows_) {
+      const int end = std::min(y + rows_, y1);
+      const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
+      for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+        if (expand_) expand(frame, scratch, expand_->panels()[static_cast<size_t>(p)], made, need);
+        for (ptrdiff_t b = p * panel_blocks_; b < std::min((p + 1) * panel_blocks_, blocks.end); ++b) {
+          depthwise(frame, scratch, static_cast<int>(b), y, end);
+        }
+      }
+      made = std::max(made, need);
+      if (!project_) {
+        clear_padding(frame.arena, dst_, blocks, {y, end});
+      } else if (project_tiles.end > 0) {
+        project(frame, scratch, y, end, project_tiles, {0, static_cast<ptrdiff_t>(project_->panels().size())});
+      }
+    }
+  }
+
+  int top(int y) const { return y * window_.stride_h - window_.pad_top; }
+
+  // Rows y0 .. y1 - 1 of the expanded map into the ring.
+  void expand(const Frame& frame, float* scratch, const ConvKernel::Panel& panel, int y0, int y1) const {
+    const int per_row = (mid_.w + expand_->mr() - 1) / expand_->mr();
+    for (int y = y0; y < y1; ++y) {
+      const ConvKernel::Rows rows = expand_->rows(y);
+      for (int i = 0; i < per_row; ++i) {
+        const Range x = split(mid_.w, per_row, i);
+        const int x0 = static_cast<int>(x.begin);
+        const float* a =
+            frame.arena + src_.at(0, expand_->top(y), x0 * expand_window_.stride_w - expand_window_.pad_left);
+        float* c = scratch + ring_.at(0, y % ring_.h, x0);
+        expand_->run({a, c, ring_.block_stride(), nullptr, 0, static_cast<int>(x.end - x.begin)}, rows, panel);
+      }
+    }
+  }
+
+  void depthwise(const Frame& frame, float* scratch, int block, int y0, int y1) const {
+    const PackedWeights& w = *dw_.weights;
+    thread_local std::vector<const float*> rows;
+    rows.resize(static_cast<size_t>(pointers_));
+    int n = 0;
+    if (any_) {
+      for (int y = y0; y < y1; ++y) {
+        for (int ky = 0; ky < w.kh; ++ky) rows[n++] = row(frame, scratch, block, top(y) + ky * window_.dilation_h);
+      }
+    } else {
+      for (int r = 0; r < rows_needed(y1 - y0); ++r) rows[n++] = row(frame, scratch, block, top(y0) + r);
+    }
+    DwArgs d;
+    d.rows = rows.data();
+    d.w = w.weight + block * w.k() * BLOCK;
+    d.bias = w.bias + block * BLOCK;
+    d.dst = project_ ? scratch + strip_.at(block, 0, 0) : frame.arena + dst_.at(block, y0, 0);
+    d.dst_stride = project_ ? strip_.pitch() : dst_.pitch();
+    d.oh = y1 - y0;
+    d.ow = ow_;
+    d.lo = dw_.lo;
+    d.hi = dw_.hi;
+    d.kh = w.kh;
+    d.kw = w.kw;
+    d.stride_h = window_.stride_h;
+    d.stride_w = window_.stride_w;
+    d.dilation_w = window_.dilation_w;
+    fn_(d);
+  }
+
+  // The first padded pixel that the leftmost output reads in row y of the expanded map.
+  const float* row(const Frame& frame, const float* scratch, int block, int y) const {
+    if (y < 0 || y >= mid_.h) return zeros_.data();
+    if (expand_) return scratch + ring_.at(block, y % ring_.h, -window_.pad_left);
+    return frame.arena + src_.at(block, y, -window_.pad_left);
+  }
+
+  // Tiles of the last convolution over rows y0 .. y1 - 1: along all of them, or along each where rows have padding.
+  ptrdiff_t tiles(int y0, int y1) const {
+    const int width = flat_ ? (y1 - y0) * ow_ : ow_;
+    return ptrdiff_t{(width + project_->mr() - 1) / project_->mr()} * (flat_ ? 1 : y1 - y0);
+  }
+
+  void project(const Frame& frame, const float* scratch, int y0, int y1, Range part, Range panels) const {
+    const int width = flat_ ? (y1 - y0) * ow_ : ow_;
+    const int per_row = (width + project_->mr() - 1) / project_->mr();
+    const ConvKernel::Rows rows = project_->rows(0);
+    const ptrdiff_t n_tiles = std::min(tiles(y0, y1), part.end);
+    for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+      const ConvKernel::Panel& panel = project_->panels()[static_cast<size_t>(p)];
+      for (ptrdiff_t t = part.begin; t < n_tiles; ++t) {
+        const int y = static_cast<int>(t / per_row);
+        const Range x = split(width, per_row, static_cast<int>(t % per_row));
+        const int x0 = static_cast<int>(x.begin);
+        if (!flat_ && x0 == 0) {
+          clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
+        }
+        const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, x0) : nullptr;
+        project_->run({scratch + strip_.at(0, y, x0), frame.arena + dst_.at(0, y0 + y, x0), dst_.block_stride(), add,
+                       add_.block_stride(), static_cast<int>(x.end - x.begin)},
+                      rows, panel);
+      }
+    }
+  }
+
+  const DwFn fn_;
+  const bool any_;
+  const Tensor src_, dst_, mid_;
+  const ConvSpec dw_;
+  const Window window_;
+  const int oh_, ow_;
+  const Region zeros_;
+  std::optional<ConvKernel> expand_, project_;
+  Window expand_window_;
+  Tensor ring_, strip_, add_;  // ring and strip: offsets in the scratch
+  bool has_add_ = false, flat_ = false;
+  int rows_ = 1, ring_rows_ = 1, pointers_ = 0, panel_blocks_ = 1;
+};
+
+}  // namespace
+
+OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
+                 const Tensor* add, const StripSpec& spec) {
+  const PackedWeights& w = *spec.depthwise.weights;
+  const Window& window = spec.depthwise.window;
+  const Tensor& mid = spec.mid;
+  check(w.depthwise && w.oc == mid.c && !mid.image && !dst.image, name, "weights do not fit the tensors");
+  check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
+        "strides and dilations must be positive");
+  check_padding(name, mid, spec.ow, spec.depthwise);
+  if (spec.expand) {
+    check_padding(name, src, mid.w, *spec.expand);
+  } else {
+    check(src.c == mid.c && src.h == mid.h && src.w == mid.w && src.pitch() == mid.pitch() && !src.image, name,
+          "the source is not what the depthwise convolution reads");
+  }
+  check(spec.oh == dst.h && spec.ow == dst.w && spec.oh > 0, name, "the output has another shape");
+  if (spec.project) {
+    const PackedWeights& p = *spec.project->weights;
+    const Window& pw = spec.project->window;
+    check(p.kh * p.kw == 1 && pw.stride_h * pw.stride_w == 1 && pw.pad_top == 0 && pw.pad_left == 0, name,
+          "the last convolution must be 1x1 with stride 1");
+    check(add == nullptr || (add->c == dst.c && add->h == dst.h && add->w == dst.w && !add->image), name,
+          "the tensor to add has another shape");
+  } else {
+    check(dst.c == mid.c && add == nullptr, name, "the output has another shape");
+  }
+  const bool square = w.kh == w.kw && window.stride_h == window.stride_w && window.dilation_h * window.dilation_w == 1;
+  DwFn fn = square ? find_dw(table, w.kh, window.stride_h) : nullptr;
+  const std::string size =
+      fn == nullptr ? "any" : std::to_string(w.kh) + "x" + std::to_string(w.kw) + "s" + std::to_string(window.stride_h);
+  if (fn == nullptr) fn = find_dw(table, 0, 0);
+  check(fn != nullptr, name, "the kernel table has no depthwise kernel");
+  std::string id = std::string("dw_f32/") + table.isa + "/" + size;
+  if (spec.expand || spec.project) {
+    id = std::string(spec.expand ? "conv+" : "") + id + (spec.project ? "+conv" : "") + "/" + std::to_string(spec.rows);
+  }
+  return std::make_unique<StripOp>(table, name, id, fn, spec, src, dst, add);
+}
+
+}  // namespace fmn

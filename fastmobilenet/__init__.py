@@ -1,0 +1,56 @@
+"""A small, fast runtime for MobileNets on CPUs.
+
+>>> import fastmobilenet as fm                         # doctest: +SKIP
+>>> model = fm.Model.load("mobilenet_v2.tflite")       # doctest: +SKIP
+>>> model.classify("cat.jpg", top=3)                   # doctest: +SKIP
+
+Names are imported at their first use, so that ``import fastmobilenet`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import ModelError
+    from .graph import Graph
+    from .model import Model, Prediction
+    from .preprocess import Preprocess
+
+    __version__: str
+
+__all__ = ["Graph", "Model", "ModelError", "Prediction", "Preprocess", "__version__"]
+
+_HOME = {
+    "Graph": "graph",
+    "Model": "model",
+    "ModelError": "errors",
+    "Prediction": "model",
+    "Preprocess": "preprocess",
+}
+
+
+def __getattr__(name: str) -> object:
+    value: object
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fastmobilenet")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+source"

@@ -1,0 +1,29 @@
+"""Sizes of the data caches of one core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes. The defaults are small cores of today, for systems that do not tell."""
+
+    l1: int = 32 << 10
+    l2: int = 512 << 10
+
+
+@cache
+def caches(cpu: Path = Path("/sys/devices/system/cpu/cpu0")) -> Caches:
+    """What the system tells about its first core."""
+    sizes: dict[str, int] = {}
+    for index in sorted(cpu.glob("cache/index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind in ("Data", "Unified") and size.endswith("K") and size[:-1].isdigit():
+            sizes[level] = int(size[:-1]) << 10
+    return Caches(sizes.get("1", Caches.l1), sizes.get("2", Caches.l2))

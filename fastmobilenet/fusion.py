@@ -1,0 +1,107 @@
+"""Which convolutions run as one step: a dense one, a depthwise one and a 1x1 one behind each other can be done strip
+by strip (csrc/runtime/strip.cpp), so that what lies between them stays in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .caches import Caches
+from .graph import Graph, Node, Shape, is_depthwise, kernel_size
+
+BLOCK = 16
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """Nodes that run as one: a single node of any op, or a depthwise convolution with what surrounds it.
+
+    ``rows`` is the number of output rows that a strip makes at a time.
+    """
+
+    nodes: tuple[Node, ...]
+    expand: Node | None = None
+    depthwise: Node | None = None
+    project: Node | None = None
+    rows: int = 0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Tensors that the step reads: all but those that its own nodes make."""
+        own = {n.name for n in self.nodes}
+        return tuple(s for n in self.nodes for s in n.inputs if s not in own)
+
+    @property
+    def output(self) -> str:
+        return self.nodes[-1].name
+
+    @property
+    def name(self) -> str:
+        return " + ".join(n.name for n in self.nodes)
+
+
+def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> list[Step]:
+    """The steps of the graph in an order that respects its edges."""
+    readers = graph.consumers()
+
+    def only_reader(node: Node) -> Node | None:
+        found = readers[node.name]
+        return found[0] if len(found) == 1 and node.name != graph.output else None
+
+    taken: set[str] = set()
+    steps: dict[str, Step] = {}  # by the name of the last node
+    for node in graph.nodes:
+        if node.op != "conv2d" or not is_depthwise(node):
+            continue
+        before = graph[node.inputs[0]]
+        expand = before if _is_dense(before) and len(before.inputs) == 1 and only_reader(before) is node else None
+        after = only_reader(node)
+        project = after if after is not None and _is_pointwise(after) and after.inputs[0] == node.name else None
+        if expand is not None and expand.name in taken:
+            expand = None
+        step = choose(expand, node, project, shapes, caches)
+        taken.update(n.name for n in step.nodes)
+        steps[step.output] = step
+    ordered = []
+    for node in graph.nodes:
+        if node.name in steps:
+            ordered.append(steps[node.name])
+        elif node.name not in taken:
+            ordered.append(Step((node,)))
+    return ordered
+
+
+def _is_dense(node: Node) -> bool:
+    return node.op == "conv2d" and node.attrs.get("groups", 1) == 1
+
+
+def _is_pointwise(node: Node) -> bool:
+    return (
+        _is_dense(node)
+        and kernel_size(node) == (1, 1)
+        and node.attrs["stride"] == (1, 1)
+        and node.attrs["padding"] in ("same", (0, 0, 0, 0))
+    )
+
+
+def choose(
+    expand: Node | None, depthwise: Node, project: Node | None, shapes: Mapping[str, Shape], caches: Caches
+) -> Step:
+    """The step that is expected to be the fastest."""
+    return make(expand, depthwise, project, strip_rows(depthwise, shapes, caches))
+
+
+def make(expand: Node | None, depthwise: Node, project: Node | None, rows: int) -> Step:
+    nodes = tuple(n for n in (expand, depthwise, project) if n is not None)
+    return Step(nodes, expand, depthwise, project, rows)
+
+
+def strip_rows(depthwise: Node, shapes: Mapping[str, Shape], caches: Caches) -> int:
+    """Rows of a strip: as many as let the ring of one panel of 32 channels fit into the first-level cache."""
+    _, _, w, _ = shapes[depthwise.inputs[0]]
+    _, oh, _, _ = shapes[depthwise.name]
+    stride, kernel = depthwise.attrs["stride"][0], kernel_size(depthwise)[0]
+    ring_rows = caches.l1 // ((w + 2) * 2 * BLOCK * FLOAT)
+    rows: int = min(oh, (ring_rows - kernel) // stride + 1)
+    return max(1, rows)

@@ -1,0 +1,272 @@
+"""Pictures -> uint8 batches of the network's input size: decode, resize, crop.
+
+All pixels are uint8 RGB in rows from the top, (h, w, 3). Results equal those of plain Pillow: ``Image.open``,
+``ImageOps.exif_transpose``, ``convert("RGB")``, ``resize`` and ``crop``. The network's normalisation and its channel
+order are not applied here, the runtime does that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import Image
+
+from . import _image
+from .preprocess import Preprocess
+
+Pixels = npt.NDArray[np.uint8]
+
+EXPECTED = "a path, a PIL image or uint8 pixels of shape (h, w, 3)"
+
+#: EXIF orientation -> what undoes it
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+_PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+
+
+# --- decode ------------------------------------------------------------------------------------------------
+
+
+def decode(source: Any) -> Pixels:
+    """One picture as uint8 RGB pixels of shape (h, w, 3), C-contiguous.
+
+    ``source`` is a path (str or os.PathLike) of a file that Pillow reads, a PIL image, or a uint8 array of shape
+    (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) with any strides. It is not modified. The result may be read-only, and
+    may share memory with an array that was given.
+
+    - Grey: the value becomes all three channels.
+    - Alpha and other transparency: dropped, as Pillow's ``convert("RGB")`` does; nothing is blended in.
+    - 16 bits a sample: the upper 8 bits, which is also what Pillow makes of 16-bit colour.
+    - Palette, CMYK, YCbCr, HSV and 1-bit pictures: Pillow's ``convert("RGB")``; no colour profile is applied.
+    - EXIF orientation: applied, for files and for PIL images that carry it.
+    - Animations and other files with several pictures: the first; of a PIL image, the frame it stands at.
+    - JPEG: decoded at full size; Pillow's scaled decoding (``draft``) would change the result.
+
+    Raises TypeError for other types, dtypes and PIL modes (32-bit "I" and "F" have no fixed range); ValueError for
+    other shapes, for pictures without pixels, and for files that are damaged, truncated, no pictures, or too large
+    for ``PIL.Image.MAX_IMAGE_PIXELS``; OSError for files that cannot be opened. All name what they are about.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        with _named_errors(f"the PIL image ({source.mode}, {source.width}x{source.height})"):
+            return _from_pil(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        with _named_errors(os.fsdecode(path)), Image.open(path) as image:
+            if image.format == "EPS":  # Pillow would start Ghostscript
+                raise ValueError("EPS is a program and not a picture")
+            try:
+                return _from_pil(image)
+            except TypeError as error:  # the path was of the right type, its content is not
+                raise ValueError(str(error)) from error
+    raise TypeError(f"expected {EXPECTED}, got {_describe(source)}")
+
+
+def _from_array(array: npt.NDArray[Any]) -> Pixels:
+    if array.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(array)}")
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; channels come last: use array.transpose(1, 2, 0)"
+        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(array)}{hint}")
+    if array.size == 0:
+        raise ValueError(f"a picture needs at least one pixel, got {_describe(array)}")
+    return _rgb(array.reshape(*array.shape[:2], channels))
+
+
+def _rgb(array: npt.NDArray[Any]) -> Pixels:
+    """uint8 (..., 1), (..., 3) or (..., 4) -> (..., 3), contiguous."""
+    if array.shape[-1] == 1:
+        array = np.broadcast_to(array, (*array.shape[:-1], 3))
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _from_pil(image: Image.Image) -> Pixels:
+    image.load()  # before EXIF is read: some files have it behind the pixels
+    upright = _upright(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # 16 bits a sample. The second is how Pillow 10 reads a 16-bit grey PNG.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise TypeError(f"its mode {image.mode!r} has no fixed range of values: scale it to 0..255 and mode 'L'")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    if image.mode != "RGB":
+        if "transparency" in image.info:  # convert() would translate it, with warnings and errors of its own
+            image = image.copy()
+            del image.info["transparency"]
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise TypeError(f"its mode {image.mode!r} cannot be converted to RGB") from error
+    if upright is not None:
+        image = image.transpose(upright)
+    if 0 in image.size:
+        raise ValueError("a picture needs at least one pixel")
+    return np.asarray(image)
+
+
+def _upright(image: Image.Image) -> Image.Transpose | None:
+    if image.format == "TIFF":  # load() applied it, and Pillow 10.0 leaves the tag in place
+        return None
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow's parser of damaged EXIF raises nearly anything; the pixels are fine without it
+        return None
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Gives errors the picture's name, and makes all that Pillow raises for bad data a ValueError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not a picture in a format that Pillow {PIL.__version__} reads here") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's own: no such file, no permission
+        raise ValueError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+# --- resize and crop ---------------------------------------------------------------------------------------
+
+
+def prepare(picture: Pixels, preprocess: Preprocess, size: tuple[int, int]) -> Pixels:
+    """Resize and crop uint8 (H, W, 3) to uint8 (h, w, 3), where ``size`` is (h, w), as ``preprocess`` says.
+
+    Pixels that have that size are returned as they are, without a copy. Otherwise "shorter_side" scales the picture,
+    in proportion, until it covers ``(round(h / crop_fraction), round(w / crop_fraction))`` and touches it on one
+    axis; the other axis is rounded down. For a square ``size`` these are the shapes of torchvision's ``Resize(int)``.
+    "stretch" scales it to ``size``, "none" does not. Then ``size`` is cut from the centre; as in torchvision, an odd
+    margin is halved with Python's ``round``. Time and memory depend on what is cut out, not on the resized picture.
+
+    Raises TypeError or ValueError if ``picture`` is not uint8 (H, W, 3) with at least one pixel; ValueError if it is
+    smaller than ``size`` and is not to be resized, or so elongated that a side would exceed 2**31 - 1 pixels.
+    """
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(picture)}")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(picture)}")
+    h, w = _checked(size)
+    ih, iw = picture.shape[:2]
+    if (ih, iw) == (h, w):
+        return picture
+    oh, ow = _resized(ih, iw, h, w, preprocess)
+    if oh < h or ow < w:
+        raise ValueError(
+            f"the picture has {iw}x{ih} pixels, less than the network's {w}x{h}, and the model's preprocessing "
+            "does not resize: resize it before"
+        )
+    if max(oh, ow) > _image.MAX_SIDE:
+        raise ValueError(
+            f"the picture of {iw}x{ih} pixels is too elongated: to cover {w}x{h} it would grow to {ow}x{oh}"
+        )
+    crop = (round((oh - h) / 2), round((ow - w) / 2), h, w)
+    return _image.resize(
+        np.ascontiguousarray(picture), oh, ow, preprocess.interpolation, crop, _vertical_first(ih, iw, oh, ow)
+    )
+
+
+def _resized(ih: int, iw: int, h: int, w: int, preprocess: Preprocess) -> tuple[int, int]:
+    """The (height, width) to which a picture of ih x iw is resized before h x w are cut out."""
+    if preprocess.resize == "none":
+        return ih, iw
+    if preprocess.resize == "stretch":
+        return h, w
+    th, tw = round(h / preprocess.crop_fraction), round(w / preprocess.crop_fraction)
+    if ih * tw <= iw * th:
+        return th, iw * th // ih
+    return ih * tw // iw, tw
+
+
+def _vertical_first(ih: int, iw: int, oh: int, ow: int) -> bool:
+    """Whether the installed Pillow makes the vertical pass before the horizontal one, which changes some bits.
+
+    It never did until 12.1; 12.2 and 12.3 do for pictures 100 times as tall as wide; 13.0 does if the height loses
+    more than twice as many pixels as the width (a rule found by comparing results for 1500 pairs of sizes).
+    """
+    if _PILLOW < (12, 2) or oh >= ih:
+        return False
+    if _PILLOW < (13, 0):
+        return ih > 100 * iw
+    return ih - oh > 2 * (iw - ow)
+
+
+def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    h, w = size
+    if h < 1 or w < 1:
+        raise ValueError(f"size must be (h, w), both at least 1, not {size!r}")
+    return h, w
+
+
+# --- batches -----------------------------------------------------------------------------------------------
+
+
+def to_batch(inputs: Any, preprocess: Preprocess, size: tuple[int, int], *, first: int = 0) -> tuple[Pixels, bool]:
+    """All that ``Model.run`` takes as raw pixels -> (uint8 (n, h, w, 3), whether ``inputs`` had a batch axis).
+
+    ``inputs`` is one picture (see :func:`decode`), a uint8 array (n, h, w, 3), or a list or tuple of pictures, which
+    may differ in kind and size. An array (n, h, w, 1) or (n, h, w, 4) is grey or has alpha, as in :func:`decode`. No
+    pictures at all make a batch of n = 0. The result may share memory with an array that was given.
+
+    Raises what :func:`decode` and :func:`prepare` raise; for a list the message begins with the item's number,
+    counted from ``first``.
+    """
+    h, w = _checked(size)
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        return _array_batch(inputs, preprocess, (h, w)), True
+    if not isinstance(inputs, (list, tuple)):
+        return prepare(decode(inputs), preprocess, (h, w))[np.newaxis], False
+    out = np.empty((len(inputs), h, w, 3), np.uint8)
+    for i, item in enumerate(inputs):
+        try:
+            out[i] = prepare(decode(item), preprocess, (h, w))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"item {first + i} of the {type(inputs).__name__}: {error}") from error
+    return out, True
+
+
+def _array_batch(batch: npt.NDArray[Any], preprocess: Preprocess, size: tuple[int, int]) -> Pixels:
+    if batch.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels of shape (n, h, w, 3), got {_describe(batch)}")
+    if batch.shape[3] not in (1, 3, 4):
+        hint = "; channels come last: use array.transpose(0, 2, 3, 1)" if batch.shape[1] in (1, 3, 4) else ""
+        raise ValueError(f"expected uint8 pixels of shape (n, h, w, 3), got {_describe(batch)}{hint}")
+    n, ih, iw = batch.shape[:3]
+    if n > 0 and batch.size == 0:
+        raise ValueError(f"a picture needs at least one pixel, got {_describe(batch)}")
+    if (ih, iw) == size:
+        return _rgb(batch)
+    out = np.empty((n, *size, 3), np.uint8)
+    for i in range(n):
+        out[i] = prepare(_rgb(batch[i]), preprocess, size)
+    return out

@@ -1,0 +1,107 @@
+"""TensorFlow Lite files -> Graph: float files, and quantised files dequantised to float32.
+
+Start reading here. tflite_schema.py reads the container, tflite_ops.py turns one operator into one node,
+tflite_metadata.py says how pixels become inputs and what the classes are called.
+
+**Quantised files.** Weights become ``scale * (q - zero point)`` and biases ``input scale * weight scale * q``,
+computed in float64 and rounded once to float32. Activations are no longer rounded, QUANTIZE and DEQUANTIZE
+are identities. Where the range of a quantised tensor stands for an activation, it becomes one
+(:func:`tflite_ops.range_activation`).
+
+**Padding.** SAME stays "same" and is resolved for each picture size; the zeros of a PAD are folded into the
+VALID convolutions behind it and stay as many pixels at every size, as in TensorFlow Lite itself.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePath
+
+from ..errors import ModelError
+from ..graph import Graph, Shape, infer_shapes
+from .tflite_metadata import read_labels, read_preprocess
+from .tflite_ops import FIRST_INPUT_ONLY, Translation, shape4
+from .tflite_schema import Operator, Tensor, TfliteFile
+
+#: Size of a network whose file leaves the picture's height and width open.
+DEFAULT_SIZE = (224, 224)
+
+#: No tensor of a picture network is larger at the file's own size; 2**28 floats are 1 GB.
+MAX_FILE_ELEMENTS = 2**28
+
+
+def load(data: bytes | bytearray | memoryview, name: str = "model.tflite") -> Graph:
+    """The network in the bytes of a .tflite file.
+
+    ``name`` is the file's name or path, for messages and for the Graph. Inputs and outputs are real numbers:
+    those of a quantised file are what its codes stand for. Raises ModelError for whatever is damaged or not
+    supported. Work and memory are bounded by a small multiple of the file's size.
+    """
+    try:
+        return _read(TfliteFile(data), data, name)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+
+
+def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str) -> Graph:
+    if len(file.inputs) != 1 or len(file.outputs) != 1:
+        counts = f"{len(file.inputs)} inputs and {len(file.outputs)} outputs"
+        raise ModelError(f"the network has {counts}; one of each is supported")
+    source = file.tensor(file.inputs[0])
+    batch, height, width, channels = _input_shape(file, source)
+    operators = _needed(file)
+    if not operators:
+        raise ModelError("no operator leads from the input to the output")
+
+    translation = Translation(file)
+    translation.input(source)
+    for operator in operators:
+        translation.translate(operator)
+    size = DEFAULT_SIZE if source.dynamic else (height, width)
+    graph = translation.builder.build(
+        translation.output(file.outputs[0]),
+        input_size=size,
+        input_channels=channels,
+        input_layout="NHWC",
+        preprocess=read_preprocess(file, source),
+        name=PurePath(name).stem,
+    )
+    shapes = infer_shapes(graph, batch, *size)
+    for node, shape in shapes.items():
+        if math.prod(shape) > MAX_FILE_ELEMENTS:
+            raise ModelError(f"node {node!r}: a tensor of shape {shape} is too large")
+        declared = translation.declared[node]
+        if not source.dynamic and shape != declared:
+            raise ModelError(f"node {node!r}: the file gives it the shape {declared}, but its inputs give {shape}")
+    return graph.replace(labels=read_labels(data, shapes[graph.output][3]))
+
+
+def _input_shape(file: TfliteFile, tensor: Tensor) -> Shape:
+    if len(tensor.shape) != 4 or min(tensor.shape) < 1:
+        raise ModelError(f"{tensor}: the input must be (batch, height, width, channels), not {list(tensor.shape)}")
+    if file.is_constant(tensor.index):
+        raise ModelError(f"{tensor}: the input must not be a constant")
+    return shape4(tensor)
+
+
+def _needed(file: TfliteFile) -> list[Operator]:
+    """The operators on which the output depends, in the file's order, which is the order of execution.
+
+    What only computes the target of a RESHAPE is not among them: for an open batch, converters write SHAPE,
+    STRIDED_SLICE and PACK for that. The declared shape says the same.
+    """
+    makers: dict[int, Operator] = {}
+    for operator in file.operators:
+        for output in operator.outputs:
+            if output in makers or output in file.inputs:
+                raise ModelError(f"{operator}: tensor {output} is made twice")
+            makers[output] = operator
+    needed: set[int] = set()
+    waiting = list(file.outputs)
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is None or maker.index in needed:
+            continue
+        needed.add(maker.index)
+        waiting += maker.inputs[:1] if maker.kind in FIRST_INPUT_ONLY else maker.inputs
+    return [operator for operator in file.operators if operator.index in needed]

@@ -1,0 +1,304 @@
+"""Model: a network that is ready to run. Pictures or arrays in, float32 out."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import arguments
+from . import labels as label_files
+from .errors import ModelError
+from .graph import Graph, count_parameters, infer_shapes
+from .lower import Engine, default_threads
+from .preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: One picture: a path, a PIL image, or uint8 pixels of shape (h, w, 3).
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
+
+#: What Model.run takes beside a Picture: several pictures, or a preprocessed array.
+Pictures: TypeAlias = "list[Any] | tuple[Any, ...] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
+
+#: Pictures of a longer list are read and run in groups of this many, so that memory does not grow with the list.
+GROUP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A class that the network sees in a picture; ``score`` is its probability, 0..1.
+
+    ``label`` is the name of the class, or "class 7" where the model has no names.
+    """
+
+    label: str
+    index: int
+    score: float
+
+
+class Model:
+    """A network with its weights packed for this CPU. Made by :meth:`load` or :meth:`from_graph`.
+
+    A Model does not change after it was made. Any number of Python threads may use one at the same time. It
+    can be pickled; the pickle holds the weights and packs them for the CPU on which it is loaded.
+    """
+
+    def __init__(self, graph: Graph, threads: int | None) -> None:
+        self._graph = graph
+        self._requested_threads = threads
+        self._threads = default_threads() if threads is None else threads
+        self._output = infer_shapes(graph, 1, *graph.input_size)[graph.output][1:]
+        self._engine = Engine(graph)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        arch: str | None = None,
+        preprocess: Preprocess | None = None,
+        labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    ) -> Model:
+        """Read a model file.
+
+        ``source``: a .tflite, .safetensors or .pth file.
+        ``precision``: "fp32" or None. This version computes in fp32; the weights of a quantised file are
+        dequantised at load.
+        ``threads``: how many threads one call uses. Default: FASTMOBILENET_NUM_THREADS, then OMP_NUM_THREADS, then
+        the physical cores that the affinity mask and the cgroup of this process allow.
+        ``arch``: the architecture, for a file that holds weights only; ``fastmobilenet.models.available()``
+        lists them.
+        ``preprocess``: what to do with raw pixels, instead of what the file or the architecture says.
+        ``labels``: class names, or the path of a text file with one name a line; ``()`` for none. Default: the
+        names in the model file, else those in a file ``*labels*.txt`` in the same folder that has as many names
+        as the network has classes (see :func:`fastmobilenet.labels.find`).
+
+        Raises FileNotFoundError, ModelError (a damaged or unsupported file), TypeError and ValueError.
+        """
+        arguments.check_precision(precision)
+        arguments.check_threads(threads)
+        arguments.check_preprocess(preprocess)
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(f"source must be the path of a model file, not {type(source).__name__}")
+        path = os.fsdecode(source)
+        if not os.path.exists(path):
+            raise _missing(path)
+        from . import importers  # imported here: a program that makes its own Graph needs none
+
+        graph = importers.load(path, arch=arch)
+        if labels is None and graph.labels is None:
+            classes = arguments.class_count(graph)
+            if classes is not None:
+                labels = label_files.find(path, classes)
+        return cls.from_graph(graph, threads=threads, preprocess=preprocess, labels=labels)
+
+    @classmethod
+    def from_graph(
+        cls,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        preprocess: Preprocess | None = None,
+        labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    ) -> Model:
+        """Make a graph ready to run, for example one of ``fastmobilenet.models.build``. Options as in :meth:`load`."""
+        threads = arguments.check_threads(threads)
+        arguments.check_preprocess(preprocess)
+        if not isinstance(graph, Graph):
+            raise TypeError(f"graph must be a fastmobilenet.Graph, not {type(graph).__name__}")
+        if preprocess is not None:
+            graph = graph.replace(preprocess=preprocess)
+        if labels is not None or graph.labels is not None:
+            graph = graph.replace(labels=arguments.check_labels(graph, labels))
+        return cls(graph, threads)
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    def run(self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        """The output of the network for one picture, or for several.
+
+        ``x`` is one of
+
+        - a path, a PIL image, or a uint8 array (h, w, 3) of RGB pixels: resized, cropped and normalised as
+          ``model.preprocess`` says. Pixels that already have the network's input size are only normalised.
+        - a list or tuple of those, of any sizes, or a uint8 array (n, h, w, 3).
+        - a float32 array that is already preprocessed, in the layout of the model file: (c, h, w) or
+          (n, c, h, w) where ``model.graph.input_layout`` is "NCHW", (h, w, c) or (n, h, w, c) where it is
+          "NHWC". Any height and width that the network allows; any strides, alignment and byte order.
+
+        ``size``: run pictures at this size, one number or (height, width), instead of the model's own.
+
+        Returns a new float32 array: (classes,) for one picture, (n, classes) for several. An output that is
+        larger than one pixel keeps its height and width, in the layout of the model file.
+
+        Raises TypeError and ValueError that name what was given and what was expected, ModelError where the
+        network does not allow the size, and OSError where a file cannot be read. ``x`` is never modified.
+        """
+        if isinstance(x, (list, tuple)):
+            arguments.check_pictures(x)
+            starts = range(0, len(x), GROUP) or (0,)
+            return np.concatenate([self._run_pictures(x[i : i + GROUP], size, first=i) for i in starts])
+        if isinstance(x, np.ndarray) and x.dtype != np.uint8:
+            if size is not None:
+                raise ValueError("size applies to pictures; a float32 array has its size already")
+            batch, batched = arguments.float_batch(x, self._graph)
+            return self._arrange(self._engine.run(batch, threads=self._threads, pixels=False), batched)
+        return self._run_pictures(x, size)
+
+    def probabilities(
+        self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The probability of every class: float32 (classes,) or (n, classes) with the sum 1.
+
+        The output of :meth:`run` where the network itself ends in a softmax, else the softmax of it.
+        Raises what :meth:`run` raises, and ValueError for a network that is no classifier.
+        """
+        if self.classes is None:
+            raise ValueError(f"{self.name} is no classifier: its output is {self._output}; use run()")
+        out = self.run(x, size=size)
+        if out.ndim > 2:
+            raise ValueError(f"at this size the output has the shape {out.shape}; classify pictures of {self._size}")
+        return out if self._graph[self._graph.output].op == "softmax" else _softmax(out)
+
+    @overload
+    def classify(
+        self, x: str | os.PathLike[str], top: int = 5, *, size: int | tuple[int, int] | None = None
+    ) -> list[Prediction]: ...
+
+    @overload
+    def classify(
+        self, x: list[Any] | tuple[Any, ...], top: int = 5, *, size: int | tuple[int, int] | None = None
+    ) -> list[list[Prediction]]: ...
+
+    @overload
+    def classify(self, x: Any, top: int = 5, *, size: int | tuple[int, int] | None = None) -> Any: ...
+
+    def classify(self, x: Any, top: int = 5, *, size: int | tuple[int, int] | None = None) -> Any:
+        """The ``top`` most probable classes, most probable first: a list of Prediction, or for several pictures a
+        list of such lists. Takes what :meth:`run` takes and raises what :meth:`probabilities` raises."""
+        top = operator.index(top)
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        scores = self.probabilities(x, size=size)
+        if scores.ndim == 1:
+            return self._best(scores, top)
+        return [self._best(row, top) for row in scores]
+
+    def _best(self, scores: npt.NDArray[np.float32], top: int) -> list[Prediction]:
+        order = np.argsort(-scores, kind="stable")[:top]  # stable: of equal scores the lower class goes first
+        names = self._graph.labels
+        return [Prediction(f"class {i}" if names is None else names[i], i, float(scores[i])) for i in map(int, order)]
+
+    def _run_pictures(self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0) -> npt.NDArray[np.float32]:
+        from . import image  # imported here: Pillow is not needed for float arrays
+
+        if self._graph.input_channels != 3:
+            raise ValueError(
+                f"{self.name} takes {self._graph.input_channels} channels, so it takes no pictures; "
+                f"give {arguments.float_shapes(self._graph)}"
+            )
+        size = self._graph.input_size if size is None else arguments.check_size(size)
+        batch, batched = image.to_batch(x, self._graph.preprocess, size, first=first)
+        return self._arrange(self._engine.run(batch, threads=self._threads, pixels=True), batched)
+
+    def _arrange(self, out: npt.NDArray[np.float32], batched: bool) -> npt.NDArray[np.float32]:
+        """(n, h, w, c) -> (n, c) for one pixel, else the model file's layout; no batch axis for one picture."""
+        n, h, w, c = out.shape
+        if h == w == 1:
+            out = out.reshape(n, c)
+        elif self._graph.input_layout == "NCHW":
+            out = np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+        return out if batched else out[0]
+
+    # --- what it is --------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> Graph:
+        """The network as data, as it was imported."""
+        return self._graph
+
+    @property
+    def name(self) -> str:
+        return self._graph.name
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to raw pixels."""
+        return self._graph.preprocess
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The class names, or None."""
+        return self._graph.labels
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes; None for a network whose output is larger than one pixel."""
+        h, w, c = self._output
+        return c if h == w == 1 else None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) to which pictures are brought."""
+        return self._graph.input_size
+
+    @property
+    def threads(self) -> int:
+        """How many threads one call uses at most."""
+        return self._threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run."""
+        return self._engine.isa
+
+    @property
+    def _size(self) -> str:
+        return "{}x{}".format(*self._graph.input_size)
+
+    def __repr__(self) -> str:
+        out = "x".join(str(v) for v in self._output) if self.classes is None else f"{self.classes} classes"
+        names = "" if self.labels is None else " with names"
+        plural = "" if self._threads == 1 else "s"
+        lines = [
+            f"<fastmobilenet.Model {self.name}",
+            f"  {self._size}x{self._graph.input_channels} -> {out}{names}, "
+            f"{count_parameters(self._graph) / 1e6:.2f} M parameters",
+            f"  pictures: {self.preprocess.describe()}",
+            f"  arrays: {arguments.float_shapes(self._graph)}",
+            f"  fp32, {self._threads} thread{plural}, {self.isa}>",
+        ]
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._graph, self._requested_threads)
+
+
+def _missing(path: str) -> Exception:
+    from . import models
+
+    if path in models.available():
+        return ModelError(
+            f"{path} is an architecture, and its weights come from a file: Model.load(FILE, arch={path!r}); "
+            f"with random weights: Model.from_graph(fastmobilenet.models.build({path!r}))"
+        )
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """exp(x - max) / sum along the last axis, in float64. Infinite and NaN logits give NaN."""
+    with np.errstate(invalid="ignore"):
+        x = logits.astype(np.float64)
+        e: npt.NDArray[np.float64] = np.exp(x - x.max(axis=-1, keepdims=True))
+        e /= e.sum(axis=-1, keepdims=True)
+    return e.astype(np.float32)

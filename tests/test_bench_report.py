@@ -1,0 +1,203 @@
+"""bench/: the tables and plots say what the result files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import report, tables
+
+MACHINE = {
+    "cpu": "Test CPU",
+    "logical_cpus": 2,
+    "hypervisor": True,
+    "flags": ["avx2", "fma"],
+    "system": "Linux 6",
+    "python": "3.11",
+}
+
+
+def finished(*rounds: list[float]) -> dict[str, Any]:
+    runs = sorted(ms for turn in rounds for ms in turn)
+    median = float(np.median(runs))
+    return {
+        "status": "ok",
+        "difference": 1e-6,
+        "load_ms": 5.0,
+        "median_ms": median,
+        "min_ms": runs[0],
+        "rounds": list(rounds),
+    }
+
+
+def race_entry(threads: int, peers: dict[str, dict[str, Any]], gflops: list[float]) -> dict[str, Any]:
+    return {
+        "model": "mobilenet_v1",
+        "width": 1.0,
+        "size": 224,
+        "threads": threads,
+        "macs": 500_000_000,
+        "cpus": [1],
+        "peers": peers,
+        "peak": {"isa": "avx2", "error": None if gflops else "ImportError: nothing", "gflops_per_core": gflops},
+        "noise": {"steal": 0.012, "others": 0.034, "load_average_before": [0.5, 0.4, 0.3], "mhz": [[], []]},
+    }
+
+
+@pytest.fixture
+def race_document() -> dict[str, Any]:
+    """One race won, one lost by the median, one in which we failed."""
+    failed = {"status": "failed", "error": "ImportError: no mnn", "difference": None}
+    ours = finished([5.0, 6.0], [5.0, 7.0])
+    return {
+        "kind": "race",
+        "date": "2026-01-02T03:04:05+00:00",
+        "command": "python -m bench.race --rounds 2",
+        "machine": MACHINE,
+        "versions": {"onnxruntime": "1.0", "mnn": None},
+        "races": [
+            race_entry(
+                1,
+                {"fastmobilenet": ours, "onnxruntime": finished([6.0, 6.6], [7.0, 9.0]), "mnn": failed},
+                [190.0, 200.0],
+            ),
+            race_entry(
+                2, {"fastmobilenet": ours, "onnxruntime": finished([5.5], [5.0]), "mnn": finished([9.0], [9.0])}, []
+            ),
+            race_entry(3, {"fastmobilenet": failed, "onnxruntime": finished([5.5], [5.0])}, []),
+        ],
+    }
+
+
+def test_verdicts(race_document: dict[str, Any]) -> None:
+    won, lost, none = (tables.verdict(race) for race in race_document["races"])
+    assert won is not None
+    assert (won.by_min, won.by_median, won.fastest_by_min) == (6.0 / 5.0, 6.8 / 5.5, "onnxruntime")
+    assert won.word == "won"
+    assert lost is not None
+    assert (lost.by_min, lost.by_median) == (1.0, 5.25 / 5.5)
+    assert lost.word == "LOST by median"
+    assert none is None
+
+
+def test_share_of_peak(race_document: dict[str, Any]) -> None:
+    # 1e9 flop at 200 GFLOP/s are 5 ms, which is what our fastest run took.
+    assert tables.share_of_peak(race_document["races"][0], 5.0) == pytest.approx(1.0)
+    assert tables.share_of_peak(race_document["races"][1], 5.0) is None
+
+
+def test_race_text_shows_failures_and_noise(race_document: dict[str, Any]) -> None:
+    won, lost, none = (tables.race_text(race) for race in race_document["races"])
+    assert "mnn            failed: ImportError: no mnn" in won
+    assert "190 to 200 GFLOP/s" in won
+    assert "1.20 / 1.24" in won
+    assert "stolen CPU time 1.2%, other processes 3.4%, load average 0.50" in won
+    assert "LOST by median" in lost
+    assert "peak not measured (ImportError: nothing)" in lost
+    assert "no verdict" in none
+
+
+def test_race_markdown(race_document: dict[str, Any]) -> None:
+    text = tables.race_markdown([race_document])
+    head, _, first, second, third = text.splitlines()[:5]
+    assert head == "| network | fastmobilenet | onnxruntime | mnn | fastest peer / ours |"
+    assert first == "| mobilenet_v1, 224x224, 1 thread | 5.00 / 5.50 | 6.00 / 6.80 | failed | 1.200 / 1.236 |"
+    assert second.endswith("| **1.000 / 0.955, LOST by median** |")
+    assert third == "| mobilenet_v1, 224x224, 3 threads | failed | 5.00 / 5.25 |  | no verdict |"
+    assert "2026-01-02, Test CPU, 2 CPUs, virtual (avx2), Linux 6, Python 3.11" in text
+    assert "`python -m bench.race --rounds 2`" in text
+    assert "* mnn failed: ImportError: no mnn" in text
+    assert "100% (mobilenet_v1, 224x224, 1 thread)" in text
+    assert "noise" in text
+    assert "noise" not in tables.race_markdown([race_document], brief=True)
+
+
+@pytest.fixture
+def layer_document() -> dict[str, Any]:
+    def entry(layer: str, framework: str, us: float, uses: dict[str, int], **info: Any) -> dict[str, Any]:
+        info.update(layer=layer, framework=framework, macs=1_000_000, uses=uses)
+        return {"extra_info": info, "stats": {"min": us * 1e-6, "median": 2 * us * 1e-6}}
+
+    first, second = {"v1": 1, "v2": 3}, {"v1": 2}
+    peak = {"peak_gflops": 100.0, "isa": "avx2"}
+    return {
+        "kind": "layers",
+        "datetime": "2026-01-02T03:04:05",
+        "command": "python -m pytest bench/test_layers.py",
+        "machine_info": MACHINE,
+        "versions": {"numpy": "2.0"},
+        "benchmarks": [
+            entry("dw", "fastmobilenet", 10.0, first, step_us=[5.0, 6.0], **peak),
+            entry("dw", "onnxruntime", 20.0, first, step_us=[15.0, 15.0]),
+            entry("dw", "numpy", 50.0, first),
+            entry("1x1", "fastmobilenet", 40.0, second, step_us=[25.0, 30.0], **peak | {"peak_gflops": 80.0}),
+            entry("1x1", "onnxruntime", 30.0, second, step_us=[20.0, 40.0]),
+            entry("1x1", "numpy", 80.0, second),
+        ],
+    }
+
+
+def test_layer_markdown(layer_document: dict[str, Any]) -> None:
+    head, _, dw, pointwise, v1, v2, *_ = tables.layer_markdown(layer_document).splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+
+    def cell(line: str, column: str) -> str:
+        return line[1:-1].split("|")[columns.index(column)].strip()
+
+    assert cell(dw, "onnxruntime / ours") == "2.00 / 2.00"
+    assert cell(dw, "onnxruntime / ours, step") == "3.00 / 2.50"
+    assert cell(dw, "our step, of peak") == "400%"  # 2e6 flop at the session's best 100 GFLOP/s are 20 us
+    assert cell(pointwise, "onnxruntime / ours") == "**0.75 / 0.75, lost**"
+    assert cell(pointwise, "onnxruntime / ours, step") == "**0.80 / 1.33, lost**"
+    assert cell(pointwise, "in v2") == ""
+    assert cell(v1, "layer") == "**all of v1**"
+    assert cell(v1, "in v1") == "3"
+    assert cell(v1, "fastmobilenet") == "90.0 / 180.0"
+    assert cell(v1, "numpy") == "210.0 / 420.0"
+    assert cell(v1, "fastmobilenet, step") == "55.0 / 66.0"
+    assert cell(v2, "onnxruntime") == "60.0 / 120.0"
+
+
+def test_report_writes_tables_and_plots(
+    race_document: dict[str, Any], layer_document: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    files = []
+    for name, document in (("race", race_document), ("layers", layer_document)):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(document))
+    out = tmp_path / "out"
+    assert report.main([*map(str, files), "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["layers.md", "layers.png", "race.md", "race.png"]
+    for image in out.glob("*.png"):
+        assert image.read_bytes().startswith(b"\x89PNG")
+        assert image.stat().st_size > 10_000
+    assert (out / "race.md").read_text() == tables.race_markdown([race_document])
+
+
+def test_report_fills_in_the_readme(
+    race_document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, readme = tmp_path / "race.json", tmp_path / "README.md"
+    source.write_text(json.dumps(race_document))
+    readme.write_text("above\n<!-- speed table: begin (x) -->\nold\n<!-- speed table: end -->\nbelow\n")
+    for _ in range(2):  # the second time changes nothing
+        assert report.main([str(source), "--readme", str(readme)]) == 0
+    table = tables.race_markdown([race_document], brief=True)
+    assert readme.read_text() == (f"above\n<!-- speed table: begin (x) -->\n{table}<!-- speed table: end -->\nbelow\n")
+    assert report.main([str(source), "--table"]) == 0
+    assert capsys.readouterr().out == table
+    readme.write_text("no markers")
+    assert report.main([str(source), "--readme", str(readme)]) == 1
+    assert readme.read_text() == "no markers"
+
+
+def test_report_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"benchmarks": []}')
+    assert report.main([str(other)]) == 1
+    assert "not a result of bench.race" in capsys.readouterr().err

@@ -1,0 +1,256 @@
+"""Model: what it returns, how it is loaded, and what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmobilenet import Graph, Model, ModelError, Prediction, Preprocess, importers
+from fastmobilenet.graph import count_parameters
+from fastmobilenet.model import GROUP
+from fastmobilenet.reference import execute
+
+from .samples import assert_close, assert_same_bits, expected, floats, names, pixels
+
+
+@pytest.fixture(scope="module")
+def model(small_graph: Graph) -> Model:
+    return Model.from_graph(small_graph, threads=1)
+
+
+# --- results ----------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_normalised_as_the_model_says(make_graph: Callable[..., Graph]) -> None:
+    preprocess = Preprocess(channels="bgr", mean=(10.0, 20.0, 30.0), std=(50.0, 60.0, 70.0))
+    graph, x = make_graph(preprocess=preprocess), pixels(2, 32, 32, 3)
+    normalised = (x[..., ::-1].astype(np.float64) - preprocess.mean) / preprocess.std
+    assert_close(Model.from_graph(graph).run(x), expected(graph, normalised))
+
+
+def test_preprocess_argument_replaces_that_of_the_graph(small_graph: Graph) -> None:
+    preprocess = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+    other, x = Model.from_graph(small_graph, preprocess=preprocess), pixels(32, 32, 3)
+    assert other.preprocess == preprocess
+    assert_close(other.run(x), expected(small_graph, x[None] / 255.0)[0])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1), (2, 5)])
+def test_float_arrays_are_taken_as_they_are(
+    make_graph: Callable[..., Graph], layout: str, size: tuple[int, int]
+) -> None:
+    graph, nhwc = make_graph(layout=layout), floats(3, *size, 3)
+    x = nhwc.transpose(0, 3, 1, 2) if layout == "NCHW" else nhwc
+    model = Model.from_graph(graph)
+    assert_close(model.run(x), expected(graph, nhwc))
+    assert_same_bits(model.run(x[1]), model.run(x)[1])
+
+
+def test_one_picture_has_no_batch_axis_and_a_batch_has(model: Model) -> None:
+    x = pixels(1, 32, 32, 3)
+    assert model.run(x[0]).shape == (10,)
+    assert model.run(x).shape == (1, 10)
+    assert model.run([x[0]]).shape == (1, 10)
+    assert model.run((x[0],)).shape == (1, 10)
+    assert model.run(floats(32, 32, 3)).shape == (10,)
+    assert model.run(floats(1, 32, 32, 3)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("x", [[], np.zeros((0, 32, 32, 3), np.uint8), np.zeros((0, 32, 32, 3), np.float32)])
+def test_no_pictures_give_no_rows(model: Model, x: Any) -> None:
+    assert model.run(x).shape == (0, 10)
+    assert model.probabilities(x).shape == (0, 10)
+    assert model.classify(x) == []
+
+
+def test_paths_images_and_pixels_of_any_size_give_the_same(model: Model, tmp_path: Path) -> None:
+    sizes = [(32, 32), (61, 40), (40, 61), (20, 20), (200, 33)]
+    arrays = [pixels(h, w, 3, seed=h) for h, w in sizes]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
+    wanted = np.stack([model.run(a) for a in arrays])
+    assert len({row.tobytes() for row in wanted}) == len(arrays)
+    assert_same_bits(model.run(arrays), wanted)
+    assert_same_bits(model.run(paths), wanted)
+    assert_same_bits(model.run(tuple(str(p) for p in paths)), wanted)
+    mixed: list[Any] = [paths[0], arrays[1], Image.fromarray(arrays[2]), str(paths[3]), arrays[4]]
+    assert_same_bits(model.run(mixed), wanted)
+    assert_same_bits(model.run(str(paths[1])), wanted[1])
+
+
+def test_long_lists_run_in_groups(model: Model) -> None:
+    pictures = [pixels(32, 32, 3, seed=i) for i in range(GROUP + 3)]
+    assert_same_bits(model.run(pictures), model.run(np.stack(pictures)))
+    with pytest.raises(TypeError, match=rf"item {GROUP + 2} is a float32 array"):
+        model.run([*pictures[:-1], floats(32, 32, 3)])
+    with pytest.raises(ValueError, match=rf"item {GROUP + 2} of the list"):
+        model.run([*pictures[:-1], pixels(3, 32, 32)])
+
+
+def test_size_of_pictures_can_be_chosen(model: Model, small_graph: Graph) -> None:
+    x = pixels(48, 40, 3)
+    wanted = expected(small_graph, x[None] / 127.5 - 1.0)[0]
+    assert_close(model.run(x, size=(48, 40)), wanted)  # the size it has: nothing is resized
+    assert not np.allclose(model.run(x), wanted)
+    assert_same_bits(model.run(x, size=40), model.run(x, size=(40, 40)))
+    assert model.classify(x, 1, size=(48, 40))[0].index == wanted.argmax()
+
+
+@pytest.mark.parametrize(
+    "size, error", [(0, ValueError), ((3, -1), ValueError), (2.5, TypeError), ((1, 2, 3), TypeError)]
+)
+def test_bad_sizes(model: Model, size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="size must be"):
+        model.run(pixels(32, 32, 3), size=size)
+
+
+def test_size_is_not_for_arrays(model: Model) -> None:
+    with pytest.raises(ValueError, match="size applies to pictures"):
+        model.run(floats(32, 32, 3), size=32)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_output_larger_than_a_pixel_keeps_its_layout(make_graph: Callable[..., Graph], layout: str) -> None:
+    whole = make_graph(layout=layout)
+    graph = Graph(whole.nodes[:6], "add", input_size=(32, 32), input_layout=layout)
+    model, x = Model.from_graph(graph), pixels(2, 32, 32, 3)
+    nhwc = execute(graph, x / 127.5 - 1.0)["add"]
+    wanted = nhwc.transpose(0, 3, 1, 2) if layout == "NCHW" else nhwc
+    assert model.classes is None
+    assert_close(model.run(x), wanted)
+    assert model.run(x).flags.c_contiguous
+    assert model.run(x[0]).shape == wanted.shape[1:]
+    with pytest.raises(ValueError, match="no classifier"):
+        model.classify(x)
+
+
+def test_nan_goes_in_and_comes_out(model: Model) -> None:
+    x = floats(2, 32, 32, 3)
+    x[0, 5, 5, 0] = np.nan
+    out = model.run(x)
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
+    assert all(np.isnan(p.score) for p in model.classify(x)[0])
+
+
+# --- classes and probabilities ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_softmax_is_applied_exactly_once(make_graph: Callable[..., Graph], softmax: bool) -> None:
+    """T15."""
+    x = pixels(3, 32, 32, 3)
+    logits = expected(make_graph(), x / 127.5 - 1.0)
+    wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    model = Model.from_graph(make_graph(softmax=softmax))
+    probabilities = model.probabilities(x)
+    assert probabilities.dtype == np.float32
+    assert np.allclose(probabilities, wanted, atol=1e-5)
+    assert np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+    assert np.allclose(model.run(x), wanted if softmax else logits, atol=1e-4 * np.abs(logits).max())
+    scores = [[p.score for p in row] for row in model.classify(x, top=10)]
+    assert scores == np.sort(probabilities, axis=1)[:, ::-1].tolist()
+
+
+def test_large_logits_do_not_overflow(make_graph: Callable[..., Graph]) -> None:
+    graph = make_graph()
+    last = graph[graph.output]
+    params = {**last.params, "bias": np.arange(10, dtype=np.float32) * 1000}
+    huge = graph.replace(nodes=(*graph.nodes[:-1], type(last)(last.name, last.op, last.inputs, last.attrs, params)))
+    assert Model.from_graph(huge).classify(pixels(32, 32, 3), 1) == [Prediction("class 9", 9, 1.0)]
+
+
+def test_classify_sorts_and_cuts(model: Model) -> None:
+    x = pixels(2, 32, 32, 3)
+    rows = model.classify(x, top=3)
+    assert [len(row) for row in rows] == [3, 3]
+    for row, logits in zip(rows, model.run(x), strict=True):
+        assert [p.index for p in row] == np.argsort(-logits)[:3].tolist()
+        assert [p.label for p in row] == [f"class {p.index}" for p in row]
+    assert model.classify(x[0], top=3) == rows[0]
+    assert len(model.classify(x[0])) == 5
+    assert len(model.classify(x[0], top=99)) == 10
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        model.classify(x, top=0)
+
+
+def test_equal_scores_are_in_the_order_of_the_classes(make_graph: Callable[..., Graph]) -> None:
+    graph = make_graph()
+    last = graph[graph.output]
+    params = {k: np.zeros_like(v) for k, v in last.params.items()}
+    flat = graph.replace(nodes=(*graph.nodes[:-1], type(last)(last.name, last.op, last.inputs, last.attrs, params)))
+    assert [p.index for p in Model.from_graph(flat).classify(pixels(32, 32, 3), top=10)] == list(range(10))
+
+
+# --- loading ----------------------------------------------------------------------------------------------
+
+
+def test_load_passes_its_options_on(model_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.load(model_file, precision="fp32", threads=3, preprocess=Preprocess(channels="bgr"))
+    assert (model.name, model.threads, model.preprocess.channels) == ("small", 3, "bgr")
+    seen = []
+    load = importers.load
+    monkeypatch.setattr(importers, "load", lambda path, arch=None: (seen.append((path, arch)), load(path))[1])
+    Model.load(Path(model_file), arch="mobilenet_v1")
+    assert seen == [(model_file, "mobilenet_v1")]
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"precision": "fp16"}, ModelError, "fp32"),
+        ({"precision": "int8"}, ModelError, "fp32"),
+        ({"precision": "double"}, ValueError, "fp32, fp16, int8"),
+        ({"threads": 0}, ValueError, "threads must be 1 to [0-9]+, not 0"),
+        ({"threads": -1}, ValueError, "not -1"),
+        ({"threads": 10**9}, ValueError, "not 1000000000"),
+        ({"threads": 1.5}, TypeError, "threads must be a whole number"),
+        ({"threads": True}, TypeError, "threads must be a whole number"),
+        ({"preprocess": "imagenet"}, TypeError, "preprocess must be a fastmobilenet.Preprocess, not str"),
+    ],
+)
+def test_bad_options(model_file: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Model.load(model_file, **options)
+
+
+def test_sources_that_are_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.tflite"):
+        Model.load(tmp_path / "none.tflite")
+    with pytest.raises(ModelError, match=r"architecture.*arch=.mobilenet_v2."):
+        Model.load("mobilenet_v2")
+    with pytest.raises(TypeError, match="path of a model file, not int"):
+        Model.load(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"must be a fastmobilenet\.Graph"):
+        Model.from_graph("mobilenet_v2")  # type: ignore[arg-type]
+
+
+def test_default_threads_come_from_the_environment(small_graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("FASTMOBILENET_NUM_THREADS", raising=False)
+    assert Model.from_graph(small_graph).threads == 3
+    monkeypatch.setenv("FASTMOBILENET_NUM_THREADS", "2")
+    assert Model.from_graph(small_graph).threads == 2
+    assert Model.from_graph(small_graph, threads=np.int64(4)).threads == 4
+
+
+def test_repr_says_what_it_is(small_graph: Graph) -> None:
+    model = Model.from_graph(small_graph.replace(labels=names(10)), threads=2)
+    text = repr(model)
+    for part in (
+        "small",
+        "32x32x3 -> 10 classes with names",
+        f"{count_parameters(small_graph) / 1e6:.2f} M parameters",
+        small_graph.preprocess.describe(),
+        "float32 (height, width, 3)",
+        "fp32, 2 threads",
+        model.isa,
+    ):
+        assert part in text
