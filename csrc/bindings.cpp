@@ -119,7 +119,7 @@ void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, 
   g.add_stride = add_stride;
   g.lo = lo;
   g.hi = hi;
-  g.prefetch = nullptr;
+  g.prefetch = reinterpret_cast<const char*>(g.b);
   fn(g);
 }
 

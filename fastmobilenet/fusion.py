@@ -88,7 +88,15 @@ def _is_pointwise(node: Node) -> bool:
 def choose(
     expand: Node | None, depthwise: Node, project: Node | None, shapes: Mapping[str, Shape], caches: Caches
 ) -> Step:
-    """The step that is expected to be the fastest."""
+    """The step that is expected to be the fastest.
+
+    With a convolution before it, the whole block is done in strips: the expanded map is written and read most per
+    multiplication, and stays in the cache. Measured on Zen 5 (1 MB of second-level cache): 7 % faster at 112x112,
+    5 % at 56x56, 1 to 4 % below. Without one (MobileNetV1 from its second block on, where every 1x1 convolution
+    would have to be of two blocks), strips gain nothing, so the layers stay apart.
+    """
+    if expand is None:
+        return make(None, depthwise, None, 1)
     return make(expand, depthwise, project, strip_rows(depthwise, shapes, caches))
 
 
@@ -98,10 +106,19 @@ def make(expand: Node | None, depthwise: Node, project: Node | None, rows: int) 
 
 
 def strip_rows(depthwise: Node, shapes: Mapping[str, Shape], caches: Caches) -> int:
-    """Rows of a strip: as many as let the ring of one panel of 32 channels fit into the first-level cache."""
-    _, _, w, _ = shapes[depthwise.inputs[0]]
-    _, oh, _, _ = shapes[depthwise.name]
+    """Rows of a strip: eight, or as many as let ring and strip fit into half of the second-level cache.
+
+    Few rows would mean many short calls; an even number lets the depthwise kernel make two rows at once.
+    """
+    _, _, w, c = shapes[depthwise.inputs[0]]
+    _, oh, ow, _ = shapes[depthwise.name]
     stride, kernel = depthwise.attrs["stride"][0], kernel_size(depthwise)[0]
-    ring_rows = caches.l1 // ((w + 2) * 2 * BLOCK * FLOAT)
-    rows: int = min(oh, (ring_rows - kernel) // stride + 1)
-    return max(1, rows)
+    channels = -(-c // BLOCK) * BLOCK
+    rows = 8
+    while rows > 1:
+        ring = ((rows - 1) * stride + kernel) * (w + 2) * channels * FLOAT
+        strip = rows * ow * channels * FLOAT
+        if ring + strip <= caches.l2 // 2:
+            break
+        rows //= 2
+    return min(rows, oh)

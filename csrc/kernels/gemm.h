@@ -82,11 +82,17 @@ void gemm_tile(const GemmArgs& g) {
     for (int j = 0; j < NV; ++j) acc[i][j] = load(g.bias + j * LANES);
   }
   const float* b = g.b;
+  const char* soon = g.prefetch;
   const Segment* const end = g.segs + g.n_segs;
   for (const Segment* s = g.segs; s != end; ++s) {
     const float* a = g.a + s->offset;
     ptrdiff_t k = s->len;
-    for (; k >= 8; k -= 8, a += 8, b += 8 * NB * BLOCK) gemm_steps<8, K_FRAG>(acc, a, xs, b);
+    for (; k >= 8; k -= 8, a += 8, b += 8 * NB * BLOCK) {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
+      soon += 8 * 64;
+      gemm_steps<8, K_FRAG>(acc, a, xs, b);
+    }
     for (; k > 0; --k, ++a, b += NB * BLOCK) gemm_steps<1, 1>(acc, a, xs, b);
   }
   const Vec lo = set1(g.lo), hi = set1(g.hi);

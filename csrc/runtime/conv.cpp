@@ -44,21 +44,23 @@ class ConvOp final : public Op {
       }
     }
     if (panels_outside_) {
-      // The first tiles of a panel fetch the next panel, a cache line a step of k.
-      const ptrdiff_t lines = kernel_.weights().k() * BLOCK * all[0].nb / 16;
       for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-        const char* next = p + 1 < n_panels ? reinterpret_cast<const char*>(kernel_.weight(all[p + 1])) : nullptr;
+        WeightStream soon = kernel_.stream(p + 1, next_weights);
         for (ptrdiff_t t = tiles.begin; t < tiles.end; ++t) {
-          const ptrdiff_t line = (t - tiles.begin) * kernel_.weights().k();
-          run_tile(frame, tiles_[t], all[p], next != nullptr && line < lines ? next + line * 64 : nullptr);
+          run_tile(frame, tiles_[t], all[p], soon.take(kernel_.weights().k()));
         }
       }
     } else {
+      WeightStream soon = next_weights;
       for (ptrdiff_t t = tiles.begin; t < tiles.end; ++t) {
-        for (ptrdiff_t p = panels.begin; p < panels.end; ++p) run_tile(frame, tiles_[t], all[p], nullptr);
+        for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+          run_tile(frame, tiles_[t], all[p], t > tiles.begin ? soon.take(kernel_.weights().k()) : nullptr);
+        }
       }
     }
   }
+
+  WeightStream first_weights() const override { return kernel_.stream(0, {}); }
 
  private:
   struct Tile {
@@ -134,6 +136,11 @@ class DenseOp final : public Op {
     g.lo = spec_.lo;
     g.hi = spec_.hi;
     table_.gemv(g);
+  }
+
+  WeightStream first_weights() const override {
+    // As much as may stay in the second-level cache until it is read.
+    return {spec_.weights->weight, std::min(spec_.weights->k() * BLOCK * spec_.weights->blocks(), L2_FLOATS / 2)};
   }
 
  private:

@@ -63,6 +63,12 @@ class ConvKernel {
     fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + tile.mr)](g);
   }
 
+  // The weights of panel p as a stream; of those behind this layer (`next`) if there is no such panel.
+  WeightStream stream(ptrdiff_t p, const WeightStream& next) const {
+    if (p >= static_cast<ptrdiff_t>(panels_.size())) return next;
+    return {weight(panels_[static_cast<size_t>(p)]), spec_.weights->k() * panels_[static_cast<size_t>(p)].nb * BLOCK};
+  }
+
   const float* weight(const Panel& panel) const {
     return spec_.weights->weight + panel.block * spec_.weights->k() * BLOCK;
   }

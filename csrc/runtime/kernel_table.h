@@ -31,7 +31,7 @@ struct GemmArgs {
   const float* add;  // like c, or null
   ptrdiff_t add_stride;
   float lo, hi;
-  const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; or null
+  const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; any address is fine
 };
 
 // dst[y][x][o] = clamp(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block.

@@ -48,10 +48,30 @@ enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
 struct Frame {
   float* arena;
   float* scratch;     // of this thread, as large as the largest Op::scratch_floats
-  float* shared;      // that of the first thread
+  float* shared;      // of all threads together, as large as the largest Op::shared_floats; not there for one thread
   const void* input;  // h x w x c of the kind given
   InputKind kind;
   float* output;  // the output tensor as [h][w][c], dense
+};
+
+// Weights that will be read soon: handed to the GEMM kernels piece by piece, which fetch them in passing.
+class WeightStream {
+ public:
+  WeightStream() = default;
+  WeightStream(const float* weights, ptrdiff_t floats)
+      : at_(reinterpret_cast<const char*>(weights)), left_(floats / 16) {}
+  // The next `lines` cache lines, or null when all have been handed out.
+  const char* take(ptrdiff_t lines) {
+    if (left_ <= 0) return nullptr;
+    const char* piece = at_;
+    at_ += 64 * lines;
+    left_ -= lines;
+    return piece;
+  }
+
+ private:
+  const char* at_ = nullptr;
+  ptrdiff_t left_ = 0;  // cache lines
 };
 
 class Op {
@@ -62,12 +82,17 @@ class Op {
   virtual void run(const Frame& frame, Team& team, int index) const = 0;
   // Memory that every thread of a run needs besides the arena.
   virtual ptrdiff_t scratch_floats() const { return 0; }
+  // Memory that all threads of a run share, needed only if they are more than one.
+  virtual ptrdiff_t shared_floats() const { return 0; }
+  // The weights that the op reads first, if it has any.
+  virtual WeightStream first_weights() const { return {}; }
 
-  const std::string name;    // of the node
-  const std::string kernel;  // printed id, e.g. gemm_f32/avx512/14x32
+  WeightStream next_weights;  // first_weights() of the op behind this one, set when the program is complete
+  const std::string name;     // of the node
+  const std::string kernel;   // printed id, e.g. gemm_f32/avx512/14x32
 };
 
-using OpPtr = std::unique_ptr<const Op>;
+using OpPtr = std::unique_ptr<Op>;
 
 // All factories throw std::invalid_argument when shapes do not fit each other.
 

@@ -70,13 +70,15 @@ const Tensor& Program::tensor(int id) const {
 }
 
 void Program::append(OpPtr op) {
-  constexpr ptrdiff_t page = 4096 / sizeof(float);  // threads do not share one
-  scratch_floats_ = std::max(scratch_floats_, (op->scratch_floats() + page - 1) / page * page);
+  const auto pages = [](ptrdiff_t floats) { return (floats + 1023) / 1024 * 1024; };  // that threads do not share one
+  scratch_floats_ = std::max(scratch_floats_, pages(op->scratch_floats()));
+  shared_floats_ = std::max(shared_floats_, pages(op->shared_floats()));
   ops_.push_back(std::move(op));
 }
 
 void Program::finish(int input, int output) {
   append(make_output(tensor(output)));
+  for (size_t i = 1; i < ops_.size(); ++i) ops_[i - 1]->next_weights = ops_[i]->first_weights();
   tensor(input);
   input_ = input;
   output_ = output;
@@ -88,15 +90,18 @@ void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output,
   const ptrdiff_t in_values = ptrdiff_t{in.c} * in.h * in.w, out_values = ptrdiff_t{out.c} * out.h * out.w;
   const ptrdiff_t in_bytes = in_values * (kind == InputKind::pixels_u8 ? 1 : static_cast<ptrdiff_t>(sizeof(float)));
   threads = std::min(std::max(threads, 1), MAX_THREADS);
-  const Arena arena(*this, static_cast<size_t>(arena_floats_ + threads * scratch_floats_) * sizeof(float));
-  float* const scratch = arena.data() + arena_floats_;
+  const ptrdiff_t shared_floats = threads > 1 ? shared_floats_ : 0;
+  const ptrdiff_t floats = arena_floats_ + shared_floats + threads * scratch_floats_;
+  const Arena arena(*this, static_cast<size_t>(floats) * sizeof(float));
+  float* const shared = arena.data() + arena_floats_;
+  float* const scratch = shared + shared_floats;
   run_parallel(threads, [&](Team& team, int index) {
     const FlushDenormals flush;
     using Clock = std::chrono::steady_clock;
     auto last = Clock::now();
     for (ptrdiff_t i = 0; i < n; ++i) {
       const Frame frame{arena.data(), scratch + index * scratch_floats_,
-                        scratch,      static_cast<const char*>(input) + i * in_bytes,
+                        shared,       static_cast<const char*>(input) + i * in_bytes,
                         kind,         output + i * out_values};
       for (size_t step = 0; step < ops_.size(); ++step) {
         ops_[step]->run(frame, team, index);

@@ -39,7 +39,7 @@ class Program {
 
   const KernelTable& table_;
   const ptrdiff_t arena_floats_;
-  ptrdiff_t scratch_floats_ = 0;  // of each thread, behind the arena
+  ptrdiff_t scratch_floats_ = 0, shared_floats_ = 0;  // of each thread and of all, behind the arena
   std::vector<Tensor> tensors_;
   std::vector<OpPtr> ops_;
   int input_ = -1, output_ = -1;

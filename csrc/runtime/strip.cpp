@@ -11,8 +11,9 @@
 // strip needs again stay. The strip is [block][row][w][16].
 //
 // Threads: large maps are cut into ranges of output rows, and every thread has its own ring and strip (it computes
-// the one or two expanded rows at its upper border again); small maps (one strip for all) are cut into panels of
-// channels up to the depthwise output, and after a barrier into tiles of the last convolution.
+// the one or two expanded rows at its upper border again). Small maps, where that is too much, are cut into panels of
+// channels up to the depthwise output, which all threads write into one strip for the whole map, and after a barrier
+// into parts of the last convolution.
 #include <algorithm>
 #include <climits>
 #include <optional>
@@ -56,7 +57,11 @@ class StripOp final : public Op {
     if (spec.project) {
       has_add_ = add != nullptr;
       if (has_add_) add_ = *add;
+      whole_ = strip_;
+      whole_.h = oh_;
+      whole_.offset = 0;
       project_.emplace(table, name, strip_, dst.c, *spec.project);
+      project_whole_.emplace(table, name, whole_, dst.c, *spec.project);
       const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
       flat_ = dense(dst) && (add == nullptr || dense(*add));
     }
@@ -69,50 +74,72 @@ class StripOp final : public Op {
     return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0);
   }
 
+  ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
+
+  WeightStream first_weights() const override {
+    if (expand_) return expand_->stream(0, {});
+    return project_ ? project_->stream(0, {}) : WeightStream();
+  }
+
   void run(const Frame& frame, Team& team, int index) const override {
-    const int count = team.count(), blocks = strip_.blocks();
-    const int panels = (blocks + panel_blocks_ - 1) / panel_blocks_;
-    const bool by_rows = rows_ < oh_ || (oh_ >= 28 && oh_ >= 4 * count);
-    if (count == 1 || by_rows) {
+    const int count = team.count();
+    if (count == 1 || by_rows(count)) {
       const Range rows = split(oh_, count, index);
-      run_rows(frame, frame.scratch, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, panels},
-               project_ ? Range{0, INT_MAX} : Range{0, 0});
+      const Target target{frame.scratch, &strip_, project_ ? &*project_ : nullptr};
+      run_rows(frame, target, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, panels()});
       return;
     }
-    // All threads share the ring and the strip of the first: each has channels of its own in them.
-    run_rows(frame, frame.shared, 0, oh_, split(panels, count, index), {0, 0});
+    run_rows(frame, {frame.shared, &whole_, nullptr}, 0, oh_, split(panels(), count, index));
     if (!project_) return;
     team.barrier();
+    const Target target{frame.shared, &whole_, &*project_whole_};
     const auto n_panels = static_cast<ptrdiff_t>(project_->panels().size());
     const ptrdiff_t n_tiles = tiles(0, oh_);
-    const bool by_panels = (n_panels + count - 1) / count * n_tiles <= (n_tiles + count - 1) / count * n_panels;
-    project(frame, frame.shared, 0, oh_, by_panels ? Range{0, INT_MAX} : split(n_tiles, count, index),
-            by_panels ? split(n_panels, count, index) : Range{0, n_panels});
+    if ((n_panels + count - 1) / count * n_tiles <= (n_tiles + count - 1) / count * n_panels) {
+      project(frame, target, 0, oh_, {0, n_tiles}, split(n_panels, count, index));
+    } else {
+      project(frame, target, 0, oh_, split(n_tiles, count, index), {0, n_panels});
+    }
   }
 
  private:
+  // Where the depthwise output goes before the last convolution, and what reads it there, strip by strip (or null).
+  struct Target {
+    float* memory;
+    const Tensor* tensor;
+    const ConvKernel* project;
+  };
+
+  int panels() const { return (strip_.blocks() + panel_blocks_ - 1) / panel_blocks_; }
+
+  // Whether the rows that threads compute twice are few enough.
+  bool by_rows(int count) const {
+    const int twice = expand_ ? (dw_.weights->kh - 1) * window_.dilation_h + 1 - window_.stride_h : 0;
+    return oh_ >= 4 * count && oh_ >= 28 && twice * (count - 1) * 25 <= mid_.h;
+  }
+
   // Rows of the expanded map under n rows of the output.
   int rows_needed(int n) const { return (n - 1) * window_.stride_h + (dw_.weights->kh - 1) * window_.dilation_h + 1; }
 
-  void run_rows(const Frame& frame, float* scratch, int y0, int y1, Range panels, Range project_tiles) const {
+  void run_rows(const Frame& frame, const Target& target, int y0, int y1, Range panels) const {
     if (y0 >= y1 || panels.begin == panels.end) return;
     const Range blocks{panels.begin * panel_blocks_, std::min<ptrdiff_t>(panels.end * panel_blocks_, strip_.blocks())};
-    if (expand_) clear_padding(scratch, ring_, blocks, {0, ring_.h});
+    if (expand_) clear_padding(frame.scratch, ring_, blocks, {0, ring_.h});
     int made = std::max(top(y0), 0);  // the first expanded row that is not in the ring
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
       for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-        if (expand_) expand(frame, scratch, expand_->panels()[static_cast<size_t>(p)], made, need);
+        if (expand_) expand(frame, p, made, need);
         for (ptrdiff_t b = p * panel_blocks_; b < std::min((p + 1) * panel_blocks_, blocks.end); ++b) {
-          depthwise(frame, scratch, static_cast<int>(b), y, end);
+          depthwise(frame, target, static_cast<int>(b), y, end);
         }
       }
       made = std::max(made, need);
       if (!project_) {
         clear_padding(frame.arena, dst_, blocks, {y, end});
-      } else if (project_tiles.end > 0) {
-        project(frame, scratch, y, end, project_tiles, {0, static_cast<ptrdiff_t>(project_->panels().size())});
+      } else if (target.project != nullptr) {
+        project(frame, target, y, end, {0, tiles(y, end)}, {0, static_cast<ptrdiff_t>(project_->panels().size())});
       }
     }
   }
@@ -120,7 +147,9 @@ class StripOp final : public Op {
   int top(int y) const { return y * window_.stride_h - window_.pad_top; }
 
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
-  void expand(const Frame& frame, float* scratch, const ConvKernel::Panel& panel, int y0, int y1) const {
+  void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
+    const ConvKernel::Panel& panel = expand_->panels()[static_cast<size_t>(p)];
+    WeightStream soon = expand_->stream(p + 1, project_ ? project_->stream(0, {}) : next_weights);
     const int per_row = (mid_.w + expand_->mr() - 1) / expand_->mr();
     for (int y = y0; y < y1; ++y) {
       const ConvKernel::Rows rows = expand_->rows(y);
@@ -129,30 +158,33 @@ class StripOp final : public Op {
         const int x0 = static_cast<int>(x.begin);
         const float* a =
             frame.arena + src_.at(0, expand_->top(y), x0 * expand_window_.stride_w - expand_window_.pad_left);
-        float* c = scratch + ring_.at(0, y % ring_.h, x0);
-        expand_->run({a, c, ring_.block_stride(), nullptr, 0, static_cast<int>(x.end - x.begin)}, rows, panel);
+        float* c = frame.scratch + ring_.at(0, y % ring_.h, x0);
+        expand_->run({a, c, ring_.block_stride(), nullptr, 0, static_cast<int>(x.end - x.begin)}, rows, panel,
+                     soon.take(expand_->weights().k()));
       }
     }
   }
 
-  void depthwise(const Frame& frame, float* scratch, int block, int y0, int y1) const {
+  void depthwise(const Frame& frame, const Target& target, int block, int y0, int y1) const {
     const PackedWeights& w = *dw_.weights;
     thread_local std::vector<const float*> rows;
     rows.resize(static_cast<size_t>(pointers_));
     int n = 0;
     if (any_) {
       for (int y = y0; y < y1; ++y) {
-        for (int ky = 0; ky < w.kh; ++ky) rows[n++] = row(frame, scratch, block, top(y) + ky * window_.dilation_h);
+        for (int ky = 0; ky < w.kh; ++ky) rows[n++] = row(frame, block, top(y) + ky * window_.dilation_h);
       }
     } else {
-      for (int r = 0; r < rows_needed(y1 - y0); ++r) rows[n++] = row(frame, scratch, block, top(y0) + r);
+      for (int r = 0; r < rows_needed(y1 - y0); ++r) rows[n++] = row(frame, block, top(y0) + r);
     }
     DwArgs d;
     d.rows = rows.data();
     d.w = w.weight + block * w.k() * BLOCK;
     d.bias = w.bias + block * BLOCK;
-    d.dst = project_ ? scratch + strip_.at(block, 0, 0) : frame.arena + dst_.at(block, y0, 0);
-    d.dst_stride = project_ ? strip_.pitch() : dst_.pitch();
+    // A strip is filled from its top; the strip for the whole map, and the destination, at row y0.
+    d.dst = !project_ ? frame.arena + dst_.at(block, y0, 0)
+                      : target.memory + target.tensor->at(block, target.tensor == &whole_ ? y0 : 0, 0);
+    d.dst_stride = project_ ? target.tensor->pitch() : dst_.pitch();
     d.oh = y1 - y0;
     d.ow = ow_;
     d.lo = dw_.lo;
@@ -166,9 +198,9 @@ class StripOp final : public Op {
   }
 
   // The first padded pixel that the leftmost output reads in row y of the expanded map.
-  const float* row(const Frame& frame, const float* scratch, int block, int y) const {
+  const float* row(const Frame& frame, int block, int y) const {
     if (y < 0 || y >= mid_.h) return zeros_.data();
-    if (expand_) return scratch + ring_.at(block, y % ring_.h, -window_.pad_left);
+    if (expand_) return frame.scratch + ring_.at(block, y % ring_.h, -window_.pad_left);
     return frame.arena + src_.at(block, y, -window_.pad_left);
   }
 
@@ -178,14 +210,15 @@ class StripOp final : public Op {
     return ptrdiff_t{(width + project_->mr() - 1) / project_->mr()} * (flat_ ? 1 : y1 - y0);
   }
 
-  void project(const Frame& frame, const float* scratch, int y0, int y1, Range part, Range panels) const {
+  void project(const Frame& frame, const Target& target, int y0, int y1, Range part, Range panels) const {
+    const ConvKernel& kernel = *target.project;
     const int width = flat_ ? (y1 - y0) * ow_ : ow_;
-    const int per_row = (width + project_->mr() - 1) / project_->mr();
-    const ConvKernel::Rows rows = project_->rows(0);
-    const ptrdiff_t n_tiles = std::min(tiles(y0, y1), part.end);
+    const int per_row = (width + kernel.mr() - 1) / kernel.mr();
+    const ConvKernel::Rows rows = kernel.rows(0);
     for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-      const ConvKernel::Panel& panel = project_->panels()[static_cast<size_t>(p)];
-      for (ptrdiff_t t = part.begin; t < n_tiles; ++t) {
+      const ConvKernel::Panel& panel = kernel.panels()[static_cast<size_t>(p)];
+      WeightStream soon = kernel.stream(p + 1, next_weights);
+      for (ptrdiff_t t = part.begin; t < part.end; ++t) {
         const int y = static_cast<int>(t / per_row);
         const Range x = split(width, per_row, static_cast<int>(t % per_row));
         const int x0 = static_cast<int>(x.begin);
@@ -193,9 +226,9 @@ class StripOp final : public Op {
           clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
         }
         const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, x0) : nullptr;
-        project_->run({scratch + strip_.at(0, y, x0), frame.arena + dst_.at(0, y0 + y, x0), dst_.block_stride(), add,
-                       add_.block_stride(), static_cast<int>(x.end - x.begin)},
-                      rows, panel);
+        kernel.run({target.memory + target.tensor->at(0, y, x0), frame.arena + dst_.at(0, y0 + y, x0),
+                    dst_.block_stride(), add, add_.block_stride(), static_cast<int>(x.end - x.begin)},
+                   rows, panel, soon.take(kernel.weights().k()));
       }
     }
   }
@@ -207,9 +240,11 @@ class StripOp final : public Op {
   const Window window_;
   const int oh_, ow_;
   const Region zeros_;
-  std::optional<ConvKernel> expand_, project_;
+  std::optional<ConvKernel> expand_, project_, project_whole_;
   Window expand_window_;
-  Tensor ring_, strip_, add_;  // ring and strip: offsets in the scratch
+  Tensor ring_, strip_;  // in the scratch of a thread
+  Tensor whole_;         // in the shared memory
+  Tensor add_;
   bool has_add_ = false, flat_ = false;
   int rows_ = 1, ring_rows_ = 1, pointers_ = 0, panel_blocks_ = 1;
 };
