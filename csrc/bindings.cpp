@@ -29,6 +29,12 @@ std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& st
                       kernel_table(isa).panel_blocks);
 }
 
+py::tuple unpack(const PackedWeights& p) {
+  FloatArray weight({p.oc, p.kh, p.kw, p.depthwise ? 1 : p.ic}), bias(p.oc);
+  unpack_weights(p, weight.mutable_data(), bias.mutable_data());
+  return py::make_tuple(weight, bias);
+}
+
 Window window(Pair stride, Pair dilation, Pair pad) {
   return {stride.first, stride.second, dilation.first, dilation.second, pad.first, pad.second};
 }
@@ -155,6 +161,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("pool_size", &pool_size, "Worker threads made so far.");
   m.def("set_spin_us", &set_spin_us, py::arg("microseconds"),
         "How long an idle worker looks for work before it sleeps.");
+  m.def("release_free_memory", &release_free_memory, "Gives freed memory back to the system, where that is possible.");
   m.attr("MAX_THREADS") = MAX_THREADS;
 
   py::class_<WeightStore, std::shared_ptr<WeightStore>>(m, "WeightStore")
@@ -162,7 +169,8 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("nbytes", &WeightStore::bytes);
   py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(m, "PackedWeights")
       .def_readonly("oc", &PackedWeights::oc)
-      .def_readonly("ic", &PackedWeights::ic);
+      .def_readonly("ic", &PackedWeights::ic)
+      .def("unpack", &unpack, "(weight (oc, kh, kw, ic), bias (oc,)), new arrays.");
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,

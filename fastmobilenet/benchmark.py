@@ -98,7 +98,8 @@ def benchmark(
     Raises ValueError for a network that takes no pictures, ModelError for a size that it does not allow.
     """
     h, w = size or model.input_size
-    shapes = infer_shapes(model.graph, 1, h, w)
+    graph = model.graph
+    shapes = infer_shapes(graph, 1, h, w)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, h, w, 3), dtype=np.uint8)
     for _ in range(WARM_UP):
         model.run(pixels, size=(h, w))
@@ -119,7 +120,7 @@ def benchmark(
         threads=model.threads,
         isa=model.isa,
         cpu=cpu_name(),
-        macs=sum(count_macs(node, shapes) for node in model.graph.nodes),
+        macs=sum(count_macs(node, shapes) for node in graph.nodes),
         peak_gflops=peak * model.threads,
         times=tuple(times),
     )

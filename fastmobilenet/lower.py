@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,8 +52,19 @@ class Engine:
         store = _native.WeightStore()
         self._weights = {n.name: _pack(store, n, self.isa) for n in graph.nodes if n.op in ("conv2d", "dense")}
         self.weight_bytes = store.nbytes
-        self._graph = _without_data(graph)
+        self._graph = without_data(graph)
         self._plans: dict[tuple[int, int], _native.Program] = {}
+
+    def graph(self) -> Graph:
+        """The graph as it runs, batch norm folded and activations fused, with its weights read back: new arrays."""
+        nodes = []
+        for node in self._graph.nodes:
+            params = {}
+            if node.name in self._weights:
+                weight, bias = self._weights[node.name].unpack()
+                params = {"weight": weight.reshape(node.params["weight"].shape), "bias": bias}
+            nodes.append(replace(node, params=params))
+        return self._graph.replace(nodes=tuple(nodes))
 
     def run(self, x: np.ndarray, *, threads: int = 1, pixels: bool) -> np.ndarray:
         """x: with ``pixels`` uint8 (n, h, w, 3), normalised here by the graph's preprocessing; otherwise float32
@@ -194,7 +205,7 @@ def _pack(store: _native.WeightStore, node: Node, isa: str) -> _native.PackedWei
     return _native.pack(store, weight, bias, groups > 1, isa)
 
 
-def _without_data(graph: Graph) -> Graph:
+def without_data(graph: Graph) -> Graph:
     """The graph with weights that keep their shape only; the values live in the packed weights."""
     one = np.zeros(1, np.float32)
 

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import arguments
+from . import _native, arguments
 from . import labels as label_files
 from .errors import ModelError
 from .graph import Graph, count_parameters, infer_shapes
-from .lower import Engine, default_threads
+from .lower import Engine, default_threads, without_data
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from .profile import Profile
 
 #: One picture: a path, a PIL image, or uint8 pixels of shape (h, w, 3).
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
@@ -51,8 +53,10 @@ class Model:
     can be pickled; the pickle holds the weights and packs them for the CPU on which it is loaded.
     """
 
-    def __init__(self, graph: Graph, threads: int | None) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, threads: int | None, parameters: int | None = None) -> None:
+        # The weights live in the engine, packed; what is kept here are names, shapes and settings.
+        self._graph = without_data(graph)
+        self._parameters = count_parameters(graph) if parameters is None else parameters
         self._requested_threads = threads
         self._threads = default_threads() if threads is None else threads
         self._output = infer_shapes(graph, 1, *graph.input_size)[graph.output][1:]
@@ -100,7 +104,10 @@ class Model:
             classes = arguments.class_count(graph)
             if classes is not None:
                 labels = label_files.find(path, classes)
-        return cls.from_graph(graph, threads=threads, preprocess=preprocess, labels=labels)
+        model = cls.from_graph(graph, threads=threads, preprocess=preprocess, labels=labels)
+        del graph
+        _native.release_free_memory()  # the file, and the weights as they were in it
+        return model
 
     @classmethod
     def from_graph(
@@ -147,13 +154,8 @@ class Model:
         if isinstance(x, (list, tuple)):
             arguments.check_pictures(x)
             starts = range(0, len(x), GROUP) or (0,)
-            return np.concatenate([self._run_pictures(x[i : i + GROUP], size, first=i) for i in starts])
-        if isinstance(x, np.ndarray) and x.dtype != np.uint8:
-            if size is not None:
-                raise ValueError("size applies to pictures; a float32 array has its size already")
-            batch, batched = arguments.float_batch(x, self._graph)
-            return self._arrange(self._engine.run(batch, threads=self._threads, pixels=False), batched)
-        return self._run_pictures(x, size)
+            return np.concatenate([self._run(x[i : i + GROUP], size, first=i) for i in starts])
+        return self._run(x, size)
 
     def probabilities(
         self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None
@@ -199,7 +201,33 @@ class Model:
         names = self._graph.labels
         return [Prediction(f"class {i}" if names is None else names[i], i, float(scores[i])) for i in map(int, order)]
 
-    def _run_pictures(self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0) -> npt.NDArray[np.float32]:
+    def profile(self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None, runs: int = 20) -> Profile:
+        """Where the time of a run goes: for every layer its time, its share of the arithmetic peak and its bound.
+
+        Takes what :meth:`run` takes; reading and resizing pictures is not part of the times. ``runs``: how many runs
+        are measured, of which the fastest is shown. Print the result, or see :class:`fastmobilenet.profile.Profile`.
+        Raises what :meth:`run` raises, and ValueError where there is no picture.
+        """
+        from . import profile  # imported here: only those who measure need it
+
+        if isinstance(x, (list, tuple)):
+            arguments.check_pictures(x)
+        batch, _ = self._batch(x, size)
+        return profile.measure(self._engine, batch, threads=self._threads, runs=runs)
+
+    def _run(self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0) -> npt.NDArray[np.float32]:
+        batch, batched = self._batch(x, size, first=first)
+        out = self._engine.run(batch, threads=self._threads, pixels=batch.dtype == np.uint8)
+        return self._arrange(out, batched)
+
+    def _batch(
+        self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0
+    ) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float32], bool]:
+        """What the engine takes, uint8 pixels or a preprocessed float32 array, and whether x has a batch axis."""
+        if isinstance(x, np.ndarray) and x.dtype != np.uint8:
+            if size is not None:
+                raise ValueError("size applies to pictures; a float32 array has its size already")
+            return arguments.float_batch(x, self._graph)
         from . import image  # imported here: Pillow is not needed for float arrays
 
         if self._graph.input_channels != 3:
@@ -208,8 +236,7 @@ class Model:
                 f"give {arguments.float_shapes(self._graph)}"
             )
         size = self._graph.input_size if size is None else arguments.check_size(size)
-        batch, batched = image.to_batch(x, self._graph.preprocess, size, first=first)
-        return self._arrange(self._engine.run(batch, threads=self._threads, pixels=True), batched)
+        return image.to_batch(x, self._graph.preprocess, size, first=first)
 
     def _arrange(self, out: npt.NDArray[np.float32], batched: bool) -> npt.NDArray[np.float32]:
         """(n, h, w, c) -> (n, c) for one pixel, else the model file's layout; no batch axis for one picture."""
@@ -224,8 +251,8 @@ class Model:
 
     @property
     def graph(self) -> Graph:
-        """The network as data, as it was imported."""
-        return self._graph
+        """The network as data, as it runs: batch norm folded, activations fused. The arrays are new at every call."""
+        return self._engine.graph()
 
     @property
     def name(self) -> str:
@@ -273,7 +300,7 @@ class Model:
         lines = [
             f"<fastmobilenet.Model {self.name}",
             f"  {self._size}x{self._graph.input_channels} -> {out}{names}, "
-            f"{count_parameters(self._graph) / 1e6:.2f} M parameters",
+            f"{self._parameters / 1e6:.2f} M parameters",
             f"  pictures: {self.preprocess.describe()}",
             f"  arrays: {arguments.float_shapes(self._graph)}",
             f"  fp32, {self._threads} thread{plural}, {self.isa}>",
@@ -281,7 +308,7 @@ class Model:
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._graph, self._requested_threads)
+        return type(self), (self._engine.graph(), self._requested_threads, self._parameters)
 
 
 def _missing(path: str) -> Exception:

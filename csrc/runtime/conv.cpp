@@ -45,9 +45,9 @@ class ConvOp final : public Op {
     }
     if (panels_outside_) {
       for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-        WeightStream soon = kernel_.stream(p + 1, next_weights);
+        WeightsAhead ahead = kernel_.ahead(p, next_weights);
         for (ptrdiff_t t = tiles.begin; t < tiles.end; ++t) {
-          run_tile(frame, tiles_[t], all[p], soon.take(kernel_.weights().k()));
+          run_tile(frame, tiles_[t], all[p], ahead.take(kernel_.weights().k()));
         }
       }
     } else {
@@ -60,7 +60,7 @@ class ConvOp final : public Op {
     }
   }
 
-  WeightStream first_weights() const override { return kernel_.stream(0, {}); }
+  WeightStream first_weights() const override { return kernel_.stream(0); }
 
  private:
   struct Tile {
@@ -139,8 +139,7 @@ class DenseOp final : public Op {
   }
 
   WeightStream first_weights() const override {
-    // As much as may stay in the second-level cache until it is read.
-    return {spec_.weights->weight, std::min(spec_.weights->k() * BLOCK * spec_.weights->blocks(), L2_FLOATS / 2)};
+    return {spec_.weights->weight, spec_.weights->k() * BLOCK * spec_.weights->blocks()};
   }
 
  private:

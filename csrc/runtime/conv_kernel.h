@@ -63,10 +63,15 @@ class ConvKernel {
     fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + tile.mr)](g);
   }
 
-  // The weights of panel p as a stream; of those behind this layer (`next`) if there is no such panel.
-  WeightStream stream(ptrdiff_t p, const WeightStream& next) const {
-    if (p >= static_cast<ptrdiff_t>(panels_.size())) return next;
+  // The weights of panel p, empty if there is no such panel.
+  WeightStream stream(ptrdiff_t p) const {
+    if (p >= static_cast<ptrdiff_t>(panels_.size())) return {};
     return {weight(panels_[static_cast<size_t>(p)]), spec_.weights->k() * panels_[static_cast<size_t>(p)].nb * BLOCK};
+  }
+
+  // What to fetch during panel p if `next` is read after this layer.
+  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next) const {
+    return {stream(p + 1), next.part(p, static_cast<ptrdiff_t>(panels_.size()))};
   }
 
   const float* weight(const Panel& panel) const {

@@ -6,9 +6,10 @@
 #include <cstring>
 #include <new>
 
-#if defined(_WIN32)
+#if defined(_WIN32) || defined(__GLIBC__)
 #include <malloc.h>
-#else
+#endif
+#if !defined(_WIN32)
 #include <sys/mman.h>
 #endif
 
@@ -46,6 +47,12 @@ Region::~Region() {
   _aligned_free(map_);
 #else
   munmap(map_, map_bytes_);
+#endif
+}
+
+void release_free_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
 #endif
 }
 

@@ -38,4 +38,7 @@ class WeightStore {
   size_t used_ = 0;  // bytes of the last region
 };
 
+// Gives freed memory back to the system, where the C library keeps it for itself (glibc does, up to 32 MB a piece).
+void release_free_memory();
+
 }  // namespace fmn

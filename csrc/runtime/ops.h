@@ -68,10 +68,27 @@ class WeightStream {
     left_ -= lines;
     return piece;
   }
+  // Part `index` of `count` equal parts.
+  WeightStream part(ptrdiff_t index, ptrdiff_t count) const {
+    WeightStream s;
+    const ptrdiff_t begin = left_ * index / count;
+    s.at_ = at_ + 64 * begin;
+    s.left_ = left_ * (index + 1) / count - begin;
+    return s;
+  }
 
  private:
   const char* at_ = nullptr;
   ptrdiff_t left_ = 0;  // cache lines
+};
+
+// What the tiles of one panel fetch: the next panel, and with the steps that are left a part of the next layer.
+struct WeightsAhead {
+  WeightStream soon, later;
+  const char* take(ptrdiff_t lines) {
+    const char* piece = soon.take(lines);
+    return piece != nullptr ? piece : later.take(lines);
+  }
 };
 
 class Op {

@@ -26,4 +26,7 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
                                                   const float* bias, int oc, int kh, int kw, int ic, bool depthwise,
                                                   int panel_blocks);
 
+// The inverse: weight (oc, kh, kw, ic) and bias (oc,), as they were given to pack_weights.
+void unpack_weights(const PackedWeights& packed, float* weight, float* bias);
+
 }  // namespace fmn

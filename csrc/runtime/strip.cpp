@@ -77,8 +77,8 @@ class StripOp final : public Op {
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
 
   WeightStream first_weights() const override {
-    if (expand_) return expand_->stream(0, {});
-    return project_ ? project_->stream(0, {}) : WeightStream();
+    if (expand_) return expand_->stream(0);
+    return project_ ? project_->stream(0) : WeightStream();
   }
 
   void run(const Frame& frame, Team& team, int index) const override {
@@ -149,7 +149,7 @@ class StripOp final : public Op {
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
     const ConvKernel::Panel& panel = expand_->panels()[static_cast<size_t>(p)];
-    WeightStream soon = expand_->stream(p + 1, project_ ? project_->stream(0, {}) : next_weights);
+    WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights);
     const int per_row = (mid_.w + expand_->mr() - 1) / expand_->mr();
     for (int y = y0; y < y1; ++y) {
       const ConvKernel::Rows rows = expand_->rows(y);
@@ -160,7 +160,7 @@ class StripOp final : public Op {
             frame.arena + src_.at(0, expand_->top(y), x0 * expand_window_.stride_w - expand_window_.pad_left);
         float* c = frame.scratch + ring_.at(0, y % ring_.h, x0);
         expand_->run({a, c, ring_.block_stride(), nullptr, 0, static_cast<int>(x.end - x.begin)}, rows, panel,
-                     soon.take(expand_->weights().k()));
+                     ahead.take(expand_->weights().k()));
       }
     }
   }
@@ -217,7 +217,7 @@ class StripOp final : public Op {
     const ConvKernel::Rows rows = kernel.rows(0);
     for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
       const ConvKernel::Panel& panel = kernel.panels()[static_cast<size_t>(p)];
-      WeightStream soon = kernel.stream(p + 1, next_weights);
+      WeightsAhead ahead = kernel.ahead(p, next_weights);
       for (ptrdiff_t t = part.begin; t < part.end; ++t) {
         const int y = static_cast<int>(t / per_row);
         const Range x = split(width, per_row, static_cast<int>(t % per_row));
@@ -228,7 +228,7 @@ class StripOp final : public Op {
         const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, x0) : nullptr;
         kernel.run({target.memory + target.tensor->at(0, y, x0), frame.arena + dst_.at(0, y0 + y, x0),
                     dst_.block_stride(), add, add_.block_stride(), static_cast<int>(x.end - x.begin)},
-                   rows, panel, soon.take(kernel.weights().k()));
+                   rows, panel, ahead.take(kernel.weights().k()));
       }
     }
   }
