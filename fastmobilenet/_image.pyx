@@ -47,7 +47,7 @@ MAX_SIDE = 2**31 - 1
 _RADIUS = {"bilinear": 1, "bicubic": 2}
 
 
-# --- weights -----------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------
 
 cdef inline double filter_at(double x, bint cubic) noexcept nogil:
     """A triangle of radius 1, or the cubic convolution kernel of radius 2 with a = -1/2 (Keys, 1981)."""
@@ -91,7 +91,7 @@ cdef class Windows:
         cdef double support = radius * stretch
         cdef double inverse = 1.0 / stretch
         cdef double centre, total, share
-        cdef Py_ssize_t x, t, lo, n
+        cdef Py_ssize_t x, t, lo, n, skip
         self.taps = 1
         self.low = src
         self.high = 0
@@ -110,11 +110,13 @@ cdef class Windows:
             # The outermost weights are often 0. One tap stays, even of weight 0.
             while n > 1 and self.k[x, n - 1] == 0:
                 n -= 1
-            while n > 1 and self.k[x, 0] == 0:
-                n -= 1
-                lo += 1
-                for t in range(n):
-                    self.k[x, t] = self.k[x, t + 1]
+            skip = 0
+            while n - skip > 1 and self.k[x, skip] == 0:
+                skip += 1
+            lo += skip
+            n -= skip
+            for t in range(n if skip > 0 else 0):
+                self.k[x, t] = self.k[x, t + skip]
             self.first[x] = lo
             self.size[x] = n
             self.taps = max(self.taps, n)
@@ -132,7 +134,7 @@ cdef inline short high_half(int k) noexcept nogil:
     return <short>((k - low_half(k)) >> 16)
 
 
-# --- kernels: n taps of m samples ------------------------------------------------------------------------------
+# --- kernels: n taps of m samples ------------------------------------------------------------------------
 #
 # n (1..TAPS), first and last are literals at every call, so that the compiler makes a loop without branches for each.
 # Unless first, the sums go on from low and high; unless last, they are left there.
@@ -201,7 +203,7 @@ cdef inline void gather(
             memcpy(dst + t * stride + 3 * x, src + 3 * (start[x] + t), 4)
 
 
-# --- passes ------------------------------------------------------------------------------------------------------
+# --- passes ----------------------------------------------------------------------------------------------
 
 cdef inline void some_rows(
     const unsigned char* src, Py_ssize_t stride, const int* k, low_sums low, high_sums high, samples_out dst,
@@ -258,7 +260,7 @@ cdef class Plan:
     cdef unsigned short[::1] high        # [stride]
 
     def __cinit__(self, Windows windows):
-        cdef Py_ssize_t x, t, c, shift, i
+        cdef Py_ssize_t x, t, c, shift
         cdef Py_ssize_t length = windows.high - windows.low
         self.count = windows.count
         self.taps = windows.taps

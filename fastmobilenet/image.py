@@ -39,7 +39,7 @@ _ORIENTATION = 0x0112
 _PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 
-# --- decode ------------------------------------------------------------------------------------------------
+# --- decode ----------------------------------------------------------------------------------------------
 
 
 def decode(source: Any) -> Pixels:
@@ -156,7 +156,7 @@ def _describe(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
-# --- resize and crop ---------------------------------------------------------------------------------------
+# --- resize and crop -------------------------------------------------------------------------------------
 
 
 def prepare(picture: Pixels, preprocess: Preprocess, size: tuple[int, int]) -> Pixels:
@@ -227,7 +227,7 @@ def _checked(size: tuple[int, int]) -> tuple[int, int]:
     return h, w
 
 
-# --- batches -----------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------
 
 
 def to_batch(inputs: Any, preprocess: Preprocess, size: tuple[int, int], *, first: int = 0) -> tuple[Pixels, bool]:

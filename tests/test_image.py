@@ -40,7 +40,7 @@ def equal(a: np.ndarray, b: Any) -> None:
     np.testing.assert_array_equal(a, np.asarray(b))
 
 
-# --- decode: files -----------------------------------------------------------------------------------------
+# --- decode: files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM"])
@@ -130,7 +130,7 @@ def test_eps_does_not_start_ghostscript(tmp_path: Path, monkeypatch: pytest.Monk
         image.decode(path)
 
 
-# --- decode: PIL images --------------------------------------------------------------------------------------
+# --- decode: PIL images ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
@@ -238,7 +238,7 @@ def test_a_pil_image_of_a_truncated_file() -> None:
         image.decode(opened)
 
 
-# --- decode: arrays --------------------------------------------------------------------------------------------
+# --- decode: arrays --------------------------------------------------------------------------------------
 
 
 def test_grey_and_alpha_arrays() -> None:

@@ -72,7 +72,9 @@ def test_convolution_inside(isa: str, k: Any, s: Any, dilation: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("padding", ["same", (1, 1, 1, 1), (0, 0, 0, 0), (2, 1, 0, 2)])
-@pytest.mark.parametrize("k, s, dilation", [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2), (7, 1, 1), ((3, 5), (2, 1), 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "k, s, dilation", [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2), (7, 1, 1), ((3, 5), (2, 1), 1)]
+)
 def test_depthwise_every_width(isa: str, padding: Any, k: Any, s: Any, dilation: int) -> None:
     for w in (*range(1, 10), 15):
         h = 3 + w % 5

@@ -124,6 +124,15 @@ def test_nothing_outside_the_picture_is_read(name: str) -> None:
                     np.testing.assert_array_equal(ours, pillow_in_order(pixels, oh, ow, name, vertical_first))
 
 
+@both_filters
+def test_a_million_pixels_to_one(name: str) -> None:
+    """Weights so small that many are rounded to 0, which must not take quadratic time."""
+    pixels = picture(1, 1_000_000)
+    np.testing.assert_array_equal(_image.resize(pixels, 1, 1, name), pillow(pixels, 1, 1, name))
+    tall = pixels.reshape(1_000_000, 1, 3)
+    np.testing.assert_array_equal(_image.resize(tall, 1, 1, name), pillow(tall, 1, 1, name))
+
+
 def test_source_stays_and_result_is_new() -> None:
     pixels = picture(9, 8)
     before = pixels.copy()

@@ -129,18 +129,17 @@ def mobilenet(h: int, w: int, dtype: str = "float32", seed: int = 0, whole_pool:
     y = net.conv(12, activation=NONE, out=LINEAR)
     total = net.tensor("sum", net.shape, *net.code((0.08, 2)))
     t.add(block, y, total)
-    net.conv(24, 3, 2, depthwise=True, activation=RELU_N1_TO_1, out=(1 / 128, 0))
+    y = net.conv(24, 3, 2, depthwise=True, activation=RELU_N1_TO_1, out=(1 / 128, 0))
     n, oh, ow, c = net.shape
     padded = net.tensor("padded", (n, oh + 2, ow + 1, c), *net.code((1 / 128, 0)))
-    t.pad(total + 3, padded, [(0, 0), (1, 1), (0, 1), (0, 0)])
+    t.pad(y, padded, [(0, 0), (1, 1), (0, 1), (0, 0)])
     x = net.conv(16, 3, 2, VALID)
     _, oh, ow, c = net.shape
     if whole_pool:
         pooled = net.tensor("pooled", (1, 1, 1, c), *net.code((6 / 255, -128)))
         t.average_pool(x, pooled, (oh, ow))
-        net.conv(10, activation=NONE, out=LINEAR)
-        flat = net.tensor("flat", (1, 10), *net.code(LINEAR))
-        t.reshape(flat - 1, flat, (-1, 10))
+        y = net.conv(10, activation=NONE, out=LINEAR)
+        t.reshape(y, net.tensor("flat", (1, 10), *net.code(LINEAR)), (-1, 10))
     else:
         small = net.tensor("small", (1, (oh + 1) // 2, (ow + 1) // 2, c), *net.code((6 / 255, -128)))
         t.average_pool(x, small, (3, 3), (2, 2), SAME)

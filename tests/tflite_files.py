@@ -232,6 +232,20 @@ class TfliteWriter:
         index = self.constant("new_shape", np.array(shape, np.int32))
         self.op("RESHAPE", [x, index], [y], {0: np.array(shape, np.int32)}, 17)
 
+    def identity(self, x: int, y: int, **options: Any) -> None:
+        """A convolution that changes nothing but by its options."""
+        channels = self.tensors[x][0][3]
+        weight = np.eye(channels, dtype=np.float32).reshape(channels, 1, 1, channels)
+        self.conv(x, self.constant("identity", weight), -1, y, **options)
+
+    def padded(self, x: int, amounts: Sequence[int]) -> int:
+        """The tensor "padded": x with zeros at (top, bottom, left, right)."""
+        n, h, w, c = self.tensors[x][0]
+        top, bottom, left, right = amounts
+        y = self.tensor("padded", (n, h + top + bottom, w + left + right, c))
+        self.pad(x, y, [(0, 0), (top, bottom), (left, right), (0, 0)])
+        return y
+
     def add_metadata(self, name: str, data: bytes) -> None:
         self.metadata.append({0: name, 1: u32(self.buffer(np.frombuffer(data, np.uint8)))})
 

@@ -64,7 +64,7 @@ def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str) -> 
         input_channels=channels,
         input_layout="NHWC",
         preprocess=read_preprocess(file, source),
-        name=PurePath(name).stem,
+        name=PurePath(name).name.removesuffix(".tflite"),
     )
     shapes = infer_shapes(graph, batch, *size)
     for node, shape in shapes.items():
