@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import bench, classify, info
+from . import bench, classify, info, profile
 from .terminal import CommandError, fail, report
 
 DESCRIPTION = "Run MobileNets on the CPU: classify pictures, look into a model file, measure its speed."
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (classify, info, bench):
+    for module in (classify, info, bench, profile):
         module.add_parser(commands)
     return parser
 
