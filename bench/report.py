@@ -10,7 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as `python bench/report.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import plot, tables
+from bench import arm_report, plot, tables
 
 RESULTS = Path(__file__).parent / "results"
 #: The lines of a README between which the speed table stands.
@@ -18,18 +18,21 @@ BEGIN, END = "<!-- speed table: begin", "<!-- speed table: end"
 
 
 def load(path: Path) -> dict:
-    """A result document. Raises ValueError for a file that neither race.py nor the layer benchmarks wrote."""
+    """A result document. Raises ValueError for a file that none of race.py, the layer benchmarks and arm_mca.py wrote."""
     document = json.loads(path.read_text())
-    if not isinstance(document, dict) or document.get("kind") not in ("race", "layers"):
-        raise ValueError(f"{path}: not a result of bench.race or of bench/test_layers.py")
+    if not isinstance(document, dict) or document.get("kind") not in ("race", "layers", "arm_mca"):
+        raise ValueError(f"{path}: not a result of bench.race, of bench/test_layers.py or of bench.arm_mca")
     return document
 
 
 def write(path: Path, folder: Path) -> list[Path]:
-    """NAME.md and NAME.png in `folder` for the result file NAME.json; returns their paths."""
+    """NAME.md and, for times, NAME.png in `folder` for the result file NAME.json; returns their paths."""
     document = load(path)
     markdown, image = folder / f"{path.stem}.md", folder / f"{path.stem}.png"
     folder.mkdir(parents=True, exist_ok=True)
+    if document["kind"] == "arm_mca":
+        markdown.write_text(arm_report.markdown(document))
+        return [markdown]
     if document["kind"] == "race":
         markdown.write_text(tables.race_markdown([document]))
         plot.save(plot.race_figure([document]), image)

@@ -299,8 +299,7 @@ class Model:
         plural = "" if self._threads == 1 else "s"
         lines = [
             f"<fastmobilenet.Model {self.name}",
-            f"  {self._size}x{self._graph.input_channels} -> {out}{names}, "
-            f"{self._parameters / 1e6:.2f} M parameters",
+            f"  {self._size}x{self._graph.input_channels} -> {out}{names}, {self._parameters / 1e6:.2f} M parameters",
             f"  pictures: {self.preprocess.describe()}",
             f"  arrays: {arguments.float_shapes(self._graph)}",
             f"  fp32, {self._threads} thread{plural}, {self.isa}>",
