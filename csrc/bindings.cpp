@@ -104,8 +104,8 @@ py::list kernels(const std::string& isa) {
 }
 
 // Flat float32 buffers; a_at is the index of the first pixel's segment origin in a.
-void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, const FloatArray& a, ptrdiff_t a_at,
-               const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b,
+void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, int xs, int run_time_xs, const FloatArray& a,
+               ptrdiff_t a_at, const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b,
                const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride, const std::optional<FloatArray>& add,
                ptrdiff_t add_stride, float lo, float hi) {
   const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, xs);
@@ -113,6 +113,7 @@ void test_gemm(const std::string& isa, int mr, int nb, int xs, int run_time_xs, 
   std::vector<Segment> segs;
   for (const auto& [offset, len] : segments) segs.push_back({offset, len});
   GemmArgs g;
+  g.tiles = tiles;
   g.a = a.data() + a_at;
   g.xs = run_time_xs;
   g.segs = segs.data();
@@ -242,10 +243,10 @@ PYBIND11_MODULE(_native, m) {
       });
 
   m.def("_kernels", &kernels, py::arg("isa"));
-  m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("mr"), py::arg("nb"), py::arg("xs"), py::arg("run_time_xs"),
-        py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"), py::arg("b").noconvert(),
-        py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"), py::arg("add").noconvert(),
-        py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
+  m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("xs"),
+        py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"),
+        py::arg("b").noconvert(), py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"),
+        py::arg("add").noconvert(), py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
   m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),
         py::arg("rows"), py::arg("w").noconvert(), py::arg("bias").noconvert(), py::arg("dst").noconvert(),
         py::arg("dst_stride"), py::arg("oh"), py::arg("ow"), py::arg("lo"), py::arg("hi"), py::arg("size"),

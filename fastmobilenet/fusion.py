@@ -111,7 +111,7 @@ def choose(
             if h * w * c * FLOAT >= caches.l2:
                 return make(expand, depthwise, None, rows)
         elif rows >= shapes[depthwise.name][1]:
-            if _weight_bytes(expand) <= caches.l2 // 2:
+            if _weight_bytes(expand) <= caches.l2 * 3 // 4:
                 return make(expand, depthwise, None, rows)
         elif _weight_bytes(expand) + _weight_bytes(project) <= caches.l2 // 2:
             return make(expand, depthwise, project, rows)

@@ -52,28 +52,28 @@ def test_every_built_isa_lists_its_kernels() -> None:
         assert len(gemm) >= {"avx512": 60, "avx2": 18, "neon": 18, "scalar": 4}[isa]
 
 
-def gemm_case(seed: int, mr: int, nb: int, xs: int, lengths: list[int]) -> dict:
+def gemm_case(seed: int, pixels: int, nb: int, xs: int, lengths: list[int]) -> dict:
     """Segments of the given lengths, scattered over A in steps that overlap like those of a convolution."""
     rng = np.random.default_rng(seed)
     starts, at = [], 0
     for length in lengths:
         starts.append(at)
         at += length + int(rng.integers(0, 9))
-    size = max(s + n for s, n in zip(starts, lengths, strict=True)) + (mr - 1) * xs
+    size = max(s + n for s, n in zip(starts, lengths, strict=True)) + (pixels - 1) * xs
     k = sum(lengths)
     return {
         "a": rng.standard_normal(size).astype(np.float32),
         "segments": list(zip(starts, lengths, strict=True)),
         "b": rng.standard_normal((k, nb, BLOCK)).astype(np.float32),
         "bias": rng.standard_normal(nb * BLOCK).astype(np.float32),
-        "add": rng.standard_normal((nb, mr, BLOCK)).astype(np.float32),
+        "add": rng.standard_normal((nb, pixels, BLOCK)).astype(np.float32),
     }
 
 
-def gemm_expected(case: dict, mr: int, xs: int, add: bool, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray]:
-    """The exact result (nb, mr, 16) and the sum of magnitudes for its error bound."""
+def gemm_expected(case: dict, pixels: int, xs: int, add: bool, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray]:
+    """The exact result (nb, pixels, 16) and the sum of magnitudes for its error bound."""
     index = np.concatenate([np.arange(s, s + n) for s, n in case["segments"]])
-    a = np.stack([case["a"][i * xs + index] for i in range(mr)]).astype(np.float64)
+    a = np.stack([case["a"][i * xs + index] for i in range(pixels)]).astype(np.float64)
     b = case["b"].astype(np.float64)
     bias = case["bias"].reshape(-1, 1, BLOCK).astype(np.float64)
     exact = np.einsum("mk,kno->nmo", a, b) + bias
@@ -89,19 +89,21 @@ def test_gemm(isa: str, kernel: dict) -> None:
     mr, nb, xs = kernel["mr"], kernel["nb"], kernel["xs"]
     for seed, lengths in enumerate(([1], [3], [8], [9, 9, 9], [16, 16, 7], [16] * 3 + [8], [5, 24, 1])):
         pixel = xs or 5 + 11 * (seed % 2)
-        case = gemm_case(seed, mr, nb, pixel, lengths)
+        tiles = 1 + seed % 3
+        pixels = tiles * mr
+        case = gemm_case(seed, pixels, nb, pixel, lengths)
         add, (lo, hi) = seed % 2 == 0, ((-INF, INF), (0.0, 6.0), (0.0, INF))[seed % 3]
         guarded = Guarded()
-        c = guarded.floats(nb * mr * BLOCK)
+        c = guarded.floats(nb * pixels * BLOCK)
         _native._test_gemm(
-            isa, mr, nb, xs, pixel,
+            isa, tiles, mr, nb, xs, pixel,
             guarded.floats(case["a"].size, case["a"]), 0, case["segments"],
             guarded.floats(case["b"].size, case["b"]),
-            guarded.floats(case["bias"].size, case["bias"]), c, mr * BLOCK,
-            guarded.floats(case["add"].size, case["add"]) if add else None, mr * BLOCK, lo, hi,
+            guarded.floats(case["bias"].size, case["bias"]), c, pixels * BLOCK,
+            guarded.floats(case["add"].size, case["add"]) if add else None, pixels * BLOCK, lo, hi,
         )  # fmt: skip
-        exact, magnitude = gemm_expected(case, mr, pixel, add, lo, hi)
-        error = abs(c.reshape(nb, mr, BLOCK) - exact)
+        exact, magnitude = gemm_expected(case, pixels, pixel, add, lo, hi)
+        error = abs(c.reshape(nb, pixels, BLOCK) - exact)
         assert (error <= tolerance(sum(lengths)) * magnitude).all(), f"{lengths}: {error.max()}"
 
 
@@ -115,7 +117,7 @@ def test_gemm_passes_nan_and_keeps_to_its_tile(isa: str, kernel: dict) -> None:
     gap = 2 * BLOCK  # canaries between the blocks of C
     c = np.full(nb * (mr * BLOCK + gap), 77.0, np.float32)
     _native._test_gemm(
-        isa, mr, nb, xs, pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
+        isa, 1, mr, nb, xs, pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
         mr * BLOCK + gap, None, 0, 0.0, 6.0,
     )  # fmt: skip
     blocks = c.reshape(nb, -1)

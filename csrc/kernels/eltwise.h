@@ -48,7 +48,9 @@ void normalize_u8(const uint8_t* src, float* dst, ptrdiff_t n, const float* mean
 
 // Three planes -> pixels of three channels.
 void interleave3(const float* p0, const float* p1, const float* p2, float* dst, ptrdiff_t n) {
-  for (ptrdiff_t i = 0; i < n; ++i) {
+  ptrdiff_t i = 0;
+  for (; i + LANES <= n; i += LANES) store3(dst + 3 * i, load(p0 + i), load(p1 + i), load(p2 + i));
+  for (; i < n; ++i) {
     dst[3 * i] = p0[i];
     dst[3 * i + 1] = p1[i];
     dst[3 * i + 2] = p2[i];

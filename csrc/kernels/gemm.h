@@ -75,41 +75,47 @@ template <int MR, int NB, int XS>
 void gemm_tile(const GemmArgs& g) {
   constexpr int NV = NB * VECS;
   const ptrdiff_t xs = XS ? XS : g.xs;
-  Vec acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) acc[i][j] = load(g.bias + j * LANES);
-  }
-  const float* b = g.b;
-  const char* soon = g.prefetch;
-  const Segment* const end = g.segs + g.n_segs;
-  for (const Segment* s = g.segs; s != end; ++s) {
-    const float* a = g.a + s->offset;
-    ptrdiff_t k = s->len;
-    for (; k >= 8; k -= 8, a += 8, b += 8 * NB * BLOCK) {
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
-      soon += 8 * 64;
-      gemm_steps<8, K_FRAG>(acc, a, xs, b);
-    }
-    for (; k > 0; --k, ++a, b += NB * BLOCK) gemm_steps<1, 1>(acc, a, xs, b);
-  }
   const Vec lo = set1(g.lo), hi = set1(g.hi);
-  if (g.add != nullptr) {
+  const Segment* const end = g.segs + g.n_segs;
+  const char* soon = g.prefetch;
+  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
+    Vec acc[MR][NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) acc[i][j] = load(g.bias + j * LANES);
+    }
+    const float* const first = g.a + tile * MR * xs;
+    const float* b = g.b;
+    for (const Segment* s = g.segs; s != end; ++s) {
+      const float* a = first + s->offset;
+      ptrdiff_t k = s->len;
+      for (; k >= 8; k -= 8, a += 8, b += 8 * NB * BLOCK) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
+        soon += 8 * 64;
+        gemm_steps<8, K_FRAG>(acc, a, xs, b);
+      }
+      for (; k > 0; --k, ++a, b += NB * BLOCK) gemm_steps<1, 1>(acc, a, xs, b);
+    }
+    const ptrdiff_t at = tile * MR * BLOCK;
+    if (g.add != nullptr) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) {
+          const float* add = g.add + at + i * BLOCK + (j / VECS) * g.add_stride + (j % VECS) * LANES;
+          acc[i][j] = plus(acc[i][j], load(add));
+        }
+      }
+    }
+    float* const c = g.c + at;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
-        acc[i][j] = plus(acc[i][j], load(g.add + i * BLOCK + (j / VECS) * g.add_stride + (j % VECS) * LANES));
+        store(c + i * BLOCK + (j / VECS) * g.c_stride + (j % VECS) * LANES, clamp(acc[i][j], lo, hi));
       }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) {
-      store(g.c + i * BLOCK + (j / VECS) * g.c_stride + (j % VECS) * LANES, clamp(acc[i][j], lo, hi));
     }
   }
 }

@@ -29,6 +29,16 @@ inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm256_min_ps(hi, _mm256_max_ps
 inline Vec load_u8(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
+// a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
+inline void store3(float* p, Vec a, Vec b, Vec c) {
+  float x[3][LANES];
+  store(x[0], a);
+  store(x[1], b);
+  store(x[2], c);
+  for (int i = 0; i < LANES; ++i) {
+    for (int j = 0; j < 3; ++j) p[3 * i + j] = x[j][i];
+  }
+}
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).
 inline Vec opaque(Vec v) {
   asm("" : "+x"(v));

@@ -29,6 +29,21 @@ inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm512_min_ps(hi, _mm512_max_ps
 inline Vec load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+// a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
+inline void store3(float* p, Vec a, Vec b, Vec c) {
+  // For each third of the result: where its lanes are in a and b, and then which of them are replaced by lanes of c.
+  alignas(64) static const int from_ab[3][16] = {{0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
+                                                 {21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26},
+                                                 {0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0}};
+  alignas(64) static const int from_c[3][16] = {{0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
+                                                {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
+                                                {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31}};
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Vec ab = _mm512_permutex2var_ps(a, _mm512_load_si512(from_ab[i]), b);
+    store(p + i * LANES, _mm512_permutex2var_ps(ab, _mm512_load_si512(from_c[i]), c));
+  }
+}
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).
 inline Vec opaque(Vec v) {
   asm("" : "+v"(v));

@@ -30,6 +30,8 @@ inline Vec load_u8(const uint8_t* p) {
   const uint32x4_t bytes = {p[0], p[1], p[2], p[3]};
   return vcvtq_f32_u32(bytes);
 }
+// a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
+inline void store3(float* p, Vec a, Vec b, Vec c) { vst3q_f32(p, {{a, b, c}}); }
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).
 inline Vec opaque(Vec v) {
   asm("" : "+w"(v));

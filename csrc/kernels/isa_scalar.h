@@ -37,6 +37,16 @@ inline Vec clamp(Vec x, Vec lo, Vec hi) {
 inline Vec load_u8(const uint8_t* p) {
   return {{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }
+// a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
+inline void store3(float* p, Vec a, Vec b, Vec c) {
+  float x[3][LANES];
+  store(x[0], a);
+  store(x[1], b);
+  store(x[2], c);
+  for (int i = 0; i < LANES; ++i) {
+    for (int j = 0; j < 3; ++j) p[3 * i + j] = x[j][i];
+  }
+}
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).
 inline Vec opaque(Vec v) {
   asm("" : "+m"(v));

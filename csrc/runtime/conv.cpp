@@ -8,10 +8,11 @@ namespace fmn {
 
 namespace {
 
-constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / static_cast<ptrdiff_t>(sizeof(float));  // of today's small cores
+constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / ptrdiff_t{sizeof(float)};  // of small cores today
 
-// Tiles run along a row of the output, or along the whole map where no tensor has padding between its rows. They
-// are listed once, at plan time.
+constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
+
+// Tiles run along a row of the output, or along the whole map where no tensor has padding between its rows.
 class ConvOp final : public Op {
  public:
   ConvOp(std::string name, ConvKernel kernel, const Tensor& src, const Tensor& dst, const Tensor* add,
@@ -21,7 +22,7 @@ class ConvOp final : public Op {
         dst_(dst),
         has_add_(add != nullptr),
         add_stride_(add != nullptr ? add->block_stride() : 0) {
-    list_tiles(src, add, spec.window);
+    list_rows(src, add, spec.window);
     // What is larger than the cache is walked once, the other once for each step of it.
     const PackedWeights& w = *spec.weights;
     const ptrdiff_t weight_floats = w.k() * BLOCK * w.blocks();
@@ -29,8 +30,8 @@ class ConvOp final : public Op {
   }
 
   void run(const Frame& frame, Team& team, int index) const override {
-    const auto& all = kernel_.panels();
-    const auto n_tiles = static_cast<ptrdiff_t>(tiles_.size()), n_panels = static_cast<ptrdiff_t>(all.size());
+    const ptrdiff_t per_row = kernel_.tiles(width_), n_tiles = per_row * static_cast<ptrdiff_t>(rows_.size());
+    const auto n_panels = static_cast<ptrdiff_t>(kernel_.panels().size());
     Range tiles{0, n_tiles}, panels{0, n_panels};
     const int count = team.count();
     if (count > 1) {
@@ -43,19 +44,13 @@ class ConvOp final : public Op {
         tiles = split(n_tiles, count, index);
       }
     }
-    if (panels_outside_) {
+    // One walk over all tiles for each panel, or one over all panels for every few tiles.
+    const ptrdiff_t step = panels_outside_ ? n_tiles : TILES_AT_A_TIME;
+    for (ptrdiff_t begin = tiles.begin; begin < tiles.end; begin += step) {
+      const Range part{begin, std::min(begin + step, tiles.end)};
       for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
         WeightsAhead ahead = kernel_.ahead(p, next_weights);
-        for (ptrdiff_t t = tiles.begin; t < tiles.end; ++t) {
-          run_tile(frame, tiles_[t], all[p], ahead.take(kernel_.weights().k()));
-        }
-      }
-    } else {
-      WeightStream soon = next_weights;
-      for (ptrdiff_t t = tiles.begin; t < tiles.end; ++t) {
-        for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-          run_tile(frame, tiles_[t], all[p], t > tiles.begin ? soon.take(kernel_.weights().k()) : nullptr);
-        }
+        run_panel(frame, part, per_row, p, ahead);
       }
     }
   }
@@ -63,48 +58,42 @@ class ConvOp final : public Op {
   WeightStream first_weights() const override { return kernel_.stream(0); }
 
  private:
-  struct Tile {
+  // Output pixels that follow each other without a gap.
+  struct Row {
     ptrdiff_t a, c, add;  // floats from the start of the arena, block 0
-    ConvKernel::Rows rows;
-    int mr;
-    int row;  // output row whose padding this tile clears, or -1
+    ConvKernel::Rows window;
   };
 
-  void list_tiles(const Tensor& src, const Tensor* add, const Window& window) {
+  void list_rows(const Tensor& src, const Tensor* add, const Window& window) {
     const PackedWeights& w = kernel_.weights();
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
     const bool flat = w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h &&
                       src.w == dst_.w && dense(src) && dense(dst_) && (add == nullptr || dense(*add));
-    const int rows = flat ? 1 : dst_.h, width = flat ? dst_.h * dst_.w : dst_.w;
-    const int per_row = (width + kernel_.mr() - 1) / kernel_.mr();
-    for (int y = 0; y < rows; ++y) {
-      for (int i = 0; i < per_row; ++i) {
-        const Range x = split(width, per_row, i);
-        const int x0 = static_cast<int>(x.begin);
-        Tile t;
-        t.a = src.at(0, kernel_.top(y), x0 * window.stride_w - window.pad_left);
-        t.c = dst_.at(0, y, x0);
-        t.add = add != nullptr ? add->at(0, y, x0) : 0;
-        t.rows = kernel_.rows(y);
-        t.mr = static_cast<int>(x.end - x.begin);
-        t.row = i == 0 && !dense(dst_) ? y : -1;
-        tiles_.push_back(t);
-      }
+    width_ = flat ? dst_.h * dst_.w : dst_.w;
+    for (int y = 0; y < (flat ? 1 : dst_.h); ++y) {
+      rows_.push_back({src.at(0, kernel_.top(y), -window.pad_left), dst_.at(0, y, 0),
+                       add != nullptr ? add->at(0, y, 0) : 0, kernel_.rows(y)});
     }
   }
 
-  void run_tile(const Frame& frame, const Tile& t, const ConvKernel::Panel& p, const char* prefetch) const {
-    if (t.row >= 0) clear_padding(frame.arena, dst_, {p.block, p.block + p.nb}, {t.row, t.row + 1});
-    kernel_.run({frame.arena + t.a, frame.arena + t.c, dst_.block_stride(), has_add_ ? frame.arena + t.add : nullptr,
-                 add_stride_, t.mr},
-                t.rows, p, prefetch);
+  void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p, WeightsAhead& ahead) const {
+    const ConvKernel::Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
+    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
+      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}), std::min(tiles.end - y * per_row, per_row)};
+      const Row& row = rows_[static_cast<size_t>(y)];
+      if (part.begin == 0) clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
+      kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
+                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_},
+                  part, row.window, panel, ahead);
+    }
   }
 
   const ConvKernel kernel_;
   const Tensor dst_;
   const bool has_add_;
   const ptrdiff_t add_stride_;
-  std::vector<Tile> tiles_;
+  std::vector<Row> rows_;
+  int width_ = 0;  // pixels of a row
   bool panels_outside_ = true;
 };
 

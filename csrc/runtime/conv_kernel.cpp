@@ -58,4 +58,33 @@ ConvKernel::Rows ConvKernel::rows(int y) const {
           ptrdiff_t{first} * w.kw * w.ic * BLOCK};
 }
 
+void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
+                     WeightsAhead& ahead) const {
+  const int n = tiles(pixels.count);
+  const int size = (pixels.count + n - 1) / n, wide = n - (n * size - pixels.count);  // tiles of `size` pixels
+  GemmArgs g;
+  g.xs = xs_;
+  g.segs = rows.segs;
+  g.n_segs = rows.n_segs;
+  g.b = weight(panel) + rows.b * panel.nb;
+  g.bias = spec_.weights->bias + panel.block * BLOCK;
+  g.c_stride = pixels.c_stride;
+  g.add_stride = pixels.add_stride;
+  g.lo = spec_.lo;
+  g.hi = spec_.hi;
+  const auto some = [&](ptrdiff_t begin, ptrdiff_t end, ptrdiff_t x, int mr) {
+    if (begin >= end) return;
+    g.tiles = end - begin;
+    g.a = pixels.a + x * xs_;
+    g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
+    g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
+    const char* soon = ahead.take(spec_.weights->k() * g.tiles);
+    g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + mr)](g);
+  };
+  some(part.begin, std::min<ptrdiff_t>(part.end, wide), part.begin * size, size);
+  const ptrdiff_t narrow = std::max<ptrdiff_t>(part.begin, wide);
+  some(narrow, part.end, wide * size + (narrow - wide) * (size - 1), size - 1);
+}
+
 }  // namespace fmn

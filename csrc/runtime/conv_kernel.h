@@ -21,14 +21,15 @@ class ConvKernel {
     int n_segs;
     ptrdiff_t b;  // floats of a panel that belong to window rows above the map, divided by the panel's blocks
   };
-  // Addresses of a tile, without the panel.
-  struct Tile {
+  // Pixels that follow each other, without the panel. They are cut into tiles of nearly equal size: some of n pixels,
+  // then some of n - 1.
+  struct Pixels {
     const float* a;
     float* c;
     ptrdiff_t c_stride;
     const float* add;  // or null
     ptrdiff_t add_stride;
-    int mr;
+    int count;
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.
@@ -44,24 +45,10 @@ class ConvKernel {
   int top(int y) const { return y * spec_.window.stride_h - spec_.window.pad_top; }
   Rows rows(int y) const;
 
-  // `prefetch`: weights that are needed soon, or null.
-  void run(const Tile& tile, const Rows& rows, const Panel& panel, const char* prefetch = nullptr) const {
-    GemmArgs g;
-    g.a = tile.a;
-    g.xs = xs_;
-    g.segs = rows.segs;
-    g.n_segs = rows.n_segs;
-    g.b = weight(panel) + rows.b * panel.nb;
-    g.bias = spec_.weights->bias + panel.block * BLOCK;
-    g.c = tile.c + panel.block * tile.c_stride;
-    g.c_stride = tile.c_stride;
-    g.add = tile.add != nullptr ? tile.add + panel.block * tile.add_stride : nullptr;
-    g.add_stride = tile.add_stride;
-    g.lo = spec_.lo;
-    g.hi = spec_.hi;
-    g.prefetch = prefetch != nullptr ? prefetch : reinterpret_cast<const char*>(g.b);
-    fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + tile.mr)](g);
-  }
+  int tiles(int pixels) const { return (pixels + mr_ - 1) / mr_; }
+
+  // Tiles [part.begin, part.end) of the pixels. `ahead`: what to fetch meanwhile.
+  void run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel, WeightsAhead& ahead) const;
 
   // The weights of panel p, empty if there is no such panel.
   WeightStream stream(ptrdiff_t p) const {

@@ -17,14 +17,15 @@ struct Segment {
   ptrdiff_t len;
 };
 
-// c[i][o] = min(max(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o], lo), hi) for mr pixels i, nb blocks of o.
+// c[i][o] = min(max(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o], lo), hi) for nb blocks of o and mr pixels i; and
+// again for the next mr pixels, `tiles` times in all.
 struct GemmArgs {
+  ptrdiff_t tiles;
   const float* a;       // pixel i starts at a + i * xs
   ptrdiff_t xs;         // read only by the kernels with xs = 0
   const Segment* segs;  // [n_segs]
   ptrdiff_t n_segs;
-  const float* b;  // [nb] blocks of [k][16], b_stride floats apart
-  ptrdiff_t b_stride;
+  const float* b;     // [k][nb * 16]
   const float* bias;  // [nb * 16]
   float* c;           // pixel i at c + i * 16, block j at + j * c_stride
   ptrdiff_t c_stride;

@@ -150,18 +150,11 @@ class StripOp final : public Op {
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
     const ConvKernel::Panel& panel = expand_->panels()[static_cast<size_t>(p)];
     WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights);
-    const int per_row = (mid_.w + expand_->mr() - 1) / expand_->mr();
+    const Range all{0, expand_->tiles(mid_.w)};
     for (int y = y0; y < y1; ++y) {
-      const ConvKernel::Rows rows = expand_->rows(y);
-      for (int i = 0; i < per_row; ++i) {
-        const Range x = split(mid_.w, per_row, i);
-        const int x0 = static_cast<int>(x.begin);
-        const float* a =
-            frame.arena + src_.at(0, expand_->top(y), x0 * expand_window_.stride_w - expand_window_.pad_left);
-        float* c = frame.scratch + ring_.at(0, y % ring_.h, x0);
-        expand_->run({a, c, ring_.block_stride(), nullptr, 0, static_cast<int>(x.end - x.begin)}, rows, panel,
-                     ahead.take(expand_->weights().k()));
-      }
+      const float* a = frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
+      float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
+      expand_->run({a, c, ring_.block_stride(), nullptr, 0, mid_.w}, all, expand_->rows(y), panel, ahead);
     }
   }
 
@@ -206,29 +199,28 @@ class StripOp final : public Op {
 
   // Tiles of the last convolution over rows y0 .. y1 - 1: along all of them, or along each where rows have padding.
   ptrdiff_t tiles(int y0, int y1) const {
-    const int width = flat_ ? (y1 - y0) * ow_ : ow_;
-    return ptrdiff_t{(width + project_->mr() - 1) / project_->mr()} * (flat_ ? 1 : y1 - y0);
+    return flat_ ? project_->tiles((y1 - y0) * ow_) : ptrdiff_t{project_->tiles(ow_)} * (y1 - y0);
   }
 
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, Range panels) const {
     const ConvKernel& kernel = *target.project;
     const int width = flat_ ? (y1 - y0) * ow_ : ow_;
-    const int per_row = (width + kernel.mr() - 1) / kernel.mr();
+    const ptrdiff_t per_row = kernel.tiles(width);
     const ConvKernel::Rows rows = kernel.rows(0);
     for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
       const ConvKernel::Panel& panel = kernel.panels()[static_cast<size_t>(p)];
       WeightsAhead ahead = kernel.ahead(p, next_weights);
-      for (ptrdiff_t t = part.begin; t < part.end; ++t) {
-        const int y = static_cast<int>(t / per_row);
-        const Range x = split(width, per_row, static_cast<int>(t % per_row));
-        const int x0 = static_cast<int>(x.begin);
-        if (!flat_ && x0 == 0) {
+      for (ptrdiff_t row = part.begin / per_row; row * per_row < part.end; ++row) {
+        const int y = static_cast<int>(row);
+        const Range tiles{std::max(part.begin - row * per_row, ptrdiff_t{0}),
+                          std::min(part.end - row * per_row, per_row)};
+        if (!flat_ && tiles.begin == 0) {
           clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
         }
-        const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, x0) : nullptr;
-        kernel.run({target.memory + target.tensor->at(0, y, x0), frame.arena + dst_.at(0, y0 + y, x0),
-                    dst_.block_stride(), add, add_.block_stride(), static_cast<int>(x.end - x.begin)},
-                   rows, panel, ahead.take(kernel.weights().k()));
+        kernel.run(
+            {target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
+             has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr, add_.block_stride(), width},
+            tiles, rows, panel, ahead);
       }
     }
   }
