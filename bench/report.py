@@ -18,7 +18,7 @@ BEGIN, END = "<!-- speed table: begin", "<!-- speed table: end"
 
 
 def load(path: Path) -> dict:
-    """A result document. Raises ValueError for a file that neither race.py, the layer benchmarks nor arm_mca.py wrote."""
+    """A result document. Raises ValueError for a file that race.py, arm_mca.py or the layer benchmarks never wrote."""
     document = json.loads(path.read_text())
     if not isinstance(document, dict) or document.get("kind") not in ("race", "layers", "arm_mca"):
         raise ValueError(f"{path}: not a result of bench.race, of bench/test_layers.py or of bench.arm_mca")

@@ -84,6 +84,7 @@ def test_many_python_threads(engine: Engine, expected: np.ndarray) -> None:
     assert not wrong
 
 
+@pytest.mark.fork
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("busy", [False, True])
@@ -123,6 +124,7 @@ def _in_pool(i: int) -> bytes:
 _ENGINE = Engine(residual_net())
 
 
+@pytest.mark.fork
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is the start method of Linux")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 def test_multiprocessing_pool(expected: np.ndarray) -> None:

@@ -15,12 +15,15 @@ rm -rf "$packages"/fastmobilenet "$packages"/fastmobilenet-*.dist-info
 "$python" -m pip install --quiet --target "$packages" --upgrade --no-deps --platform=linux_aarch64 --python-version=3.11 \
   --implementation=cp --abi=cp311 "$wheel"
 
+# qemu-user 7.2 ends a forked child that makes a thread with an assertion of its own (qemu_plugin_vcpu_init_hook),
+# if the parent had a thread of that number. So T30 is tested on x86-64 only.
+select="not slow and not timing and not fork"
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
 for cpu in max cortex-a53; do
   FASTMOBILENET_QEMU_CPU=$cpu HYPOTHESIS_STORAGE_DIRECTORY=$logs/$cpu PYTHONDONTWRITEBYTECODE=1 \
-    "$root/usr/bin/python" -m pytest -p no:cacheprovider -m "not timing and not slow" "${@:3}" >"$logs/$cpu.txt" 2>&1 &
+    "$root/usr/bin/python" -m pytest -p no:cacheprovider -m "$select" "${@:3}" >"$logs/$cpu.txt" 2>&1 &
   jobs[$cpu]=$!
 done
 failed=0

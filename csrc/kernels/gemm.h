@@ -75,7 +75,6 @@ template <int MR, int NB, int XS>
 void gemm_tile(const GemmArgs& g) {
   constexpr int NV = NB * VECS;
   const ptrdiff_t xs = XS ? XS : g.xs;
-  const Vec lo = set1(g.lo), hi = set1(g.hi);
   const Segment* const end = g.segs + g.n_segs;
   const char* soon = g.prefetch;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
@@ -110,6 +109,7 @@ void gemm_tile(const GemmArgs& g) {
       }
     }
     float* const c = g.c + at;
+    const Vec lo = set1(g.lo), hi = set1(g.hi);  // not before: the loop above needs all registers
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
