@@ -30,14 +30,30 @@ namespace {
 
 constexpr int VECS = BLOCK / LANES;  // vectors in a block
 
-// One k: lane KK of every fragment of A times one row of B.
-template <int KK, int MR, int NV>
-inline __attribute__((always_inline)) void gemm_lane(Vec (&acc)[MR][NV], const Frag (&frag)[MR], const float* b) {
+// KU steps of k where a fragment of A holds four of them. The next vector of B is loaded before the present one is
+// used, and a fragment right after the last use of the one before: cores that issue in order do not wait for loads.
+template <int KU, int MR, int NV>
+inline __attribute__((always_inline)) void gemm_fragments(Vec (&acc)[MR][NV], const float* a, ptrdiff_t xs,
+                                                          const float* b) {
+  Frag frag[MR];
 #pragma GCC unroll 16
-  for (int j = 0; j < NV; ++j) {
-    const Vec bv = load(b + j * LANES);
+  for (int i = 0; i < MR; ++i) frag[i] = load_a(a + i * xs);
+  Vec bv = load(b);
+#pragma GCC unroll 64
+  for (int t = 0; t < KU * NV; ++t) {
+    const int k = t / NV, j = t % NV;
+    const Vec next = t + 1 < KU * NV ? load(b + (t + 1) * LANES) : bv;
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) fma_a<KK>(acc[i][j], frag[i], bv);
+    for (int i = 0; i < MR; ++i) {
+      switch (k % 4) {
+        case 0: fma_a<0>(acc[i][j], frag[i], bv); break;
+        case 1: fma_a<1>(acc[i][j], frag[i], bv); break;
+        case 2: fma_a<2>(acc[i][j], frag[i], bv); break;
+        default: fma_a<3>(acc[i][j], frag[i], bv);
+      }
+      if (k % 4 == 3 && j == NV - 1 && k + 1 < KU) frag[i] = load_a(a + i * xs + k + 1);
+    }
+    bv = next;
   }
 }
 
@@ -46,9 +62,9 @@ inline __attribute__((always_inline)) void gemm_lane(Vec (&acc)[MR][NV], const F
 template <int KU, int STEP, int MR, int NV>
 inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const float* a, ptrdiff_t xs,
                                                       const float* b) {
+  if constexpr (STEP == 1) {
 #pragma GCC unroll 16
-  for (int k = 0; k < KU; k += STEP) {
-    if constexpr (STEP == 1) {
+    for (int k = 0; k < KU; ++k) {
       Vec bv[NV];
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) bv[j] = load(b + (k * NV + j) * LANES);
@@ -58,16 +74,10 @@ inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const 
 #pragma GCC unroll 16
         for (int j = 0; j < NV; ++j) fma_a<0>(acc[i][j], frag, bv[j]);
       }
-    } else {
-      static_assert(STEP == 4, "a fragment holds one k or four");
-      Frag frag[MR];
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) frag[i] = load_a(a + i * xs + k);
-      gemm_lane<0>(acc, frag, b + k * NV * LANES);
-      gemm_lane<1>(acc, frag, b + (k + 1) * NV * LANES);
-      gemm_lane<2>(acc, frag, b + (k + 2) * NV * LANES);
-      gemm_lane<3>(acc, frag, b + (k + 3) * NV * LANES);
     }
+  } else {
+    static_assert(STEP == 4, "a fragment holds one k or four");
+    gemm_fragments<KU>(acc, a, xs, b);
   }
 }
 

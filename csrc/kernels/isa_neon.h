@@ -42,10 +42,18 @@ inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 // Multiplying by an element of A needs one load for four k; a broadcast load would need one for each.
 inline Frag load_a(const float* p) { return vld1q_f32(p); }
 inline Frag load_a1(const float* p) { return vld1q_dup_f32(p); }
+#if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
+// Volatile, so that they stay in order: GCC 12 otherwise moves loads ahead and spills (47 moves in the loop of 6x16).
+template <int KK>
+inline void fma_a(Vec& acc, Frag a, Vec b) {
+  asm volatile("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(acc) : "w"(b), "w"(a), "i"(KK));
+}
+#else
 template <int KK>
 inline void fma_a(Vec& acc, Frag a, Vec b) {
   acc = vfmaq_laneq_f32(acc, b, a, KK);
 }
+#endif
 
 }  // namespace
 }  // namespace fmn::FMN_ISA
