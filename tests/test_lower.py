@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,19 @@ def test_caller_keeps_its_floating_point_state() -> None:
     assert (tiny * np.float32(0.5)).any()
     Engine(residual_net()).run(picture(16, 16), threads=2, pixels=False)
     assert (tiny * np.float32(0.5)).any(), "denormals are flushed after run()"
+
+
+@pytest.mark.timing
+def test_denormals_cost_no_time() -> None:
+    engine = Engine(residual_net())
+    usual, tiny = picture(96, 96), np.full((1, 96, 96, 3), 1e-39, np.float32)
+    best = {"usual": math.inf, "tiny": math.inf}
+    for _ in range(60):
+        for name, x in (("usual", usual), ("tiny", tiny)):
+            start = time.perf_counter()
+            engine.run(x, threads=1, pixels=False)
+            best[name] = min(best[name], time.perf_counter() - start)
+    assert best["tiny"] <= 1.2 * best["usual"]
 
 
 def test_plans_are_few_and_weights_shared() -> None:

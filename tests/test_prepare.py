@@ -16,6 +16,8 @@ from PIL import Image
 from fastmobilenet import image
 from fastmobilenet.preprocess import Preprocess
 
+from .peers import import_torchvision
+
 PLAIN = Preprocess()
 STRETCH = Preprocess(resize="stretch")
 NONE = Preprocess(resize="none")
@@ -58,10 +60,7 @@ def test_shorter_side_and_centre(
 
 @pytest.mark.parametrize("interpolation", FILTERS)
 def test_equals_torchvision(interpolation: str) -> None:
-    try:
-        transforms = pytest.importorskip("torchvision.transforms")
-    except RuntimeError as error:  # its compiled part is missing or does not match torch
-        pytest.skip(f"torchvision cannot be imported: {error}")
+    transforms = import_torchvision().transforms
     rng = np.random.default_rng(3)
     preprocess = replace(PLAIN, interpolation=interpolation)
     mode = transforms.InterpolationMode(interpolation)

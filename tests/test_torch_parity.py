@@ -20,6 +20,7 @@ from fastmobilenet.graph import Graph
 from fastmobilenet.importers import state_dict
 from fastmobilenet.importers import torch as torch_files
 
+from .peers import import_torchvision
 from .weight_files import state_of, torch_network, with_statistics
 
 ARCHS = ["mobilenet_v2", "mobilenetv1_100", "mobilenetv2_050"]  # torchvision's, and two of timm
@@ -37,13 +38,8 @@ def torch() -> Any:
 
 @pytest.fixture(scope="module")
 def libraries(torch: Any) -> tuple[Any, Any]:
-    """(torchvision.models, timm); skips where they are missing or made for another PyTorch."""
-    try:
-        import timm
-        from torchvision import models as torchvision_models
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"needs torchvision and timm: {error}")
-    return torchvision_models, timm
+    """(torchvision.models, timm); skips where they are missing."""
+    return import_torchvision().models, pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="module")

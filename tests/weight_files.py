@@ -15,6 +15,8 @@ from fastmobilenet import models
 from fastmobilenet.graph import Graph
 from fastmobilenet.importers import state_dict
 
+from .peers import import_torchvision
+
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
 
 
@@ -57,16 +59,12 @@ def state_of(graph: Graph, arch: str, naming: state_dict.Naming, width: float | 
 def torch_network(arch: str) -> Any:
     """timm's network of this name, or torchvision's "mobilenet_v2", with random weights, in eval mode.
 
-    Skips the test where the libraries are missing, or were made for another PyTorch.
+    Skips the test where the libraries are missing.
     """
     torch = pytest.importorskip("torch")
-    try:
-        import timm
-        from torchvision import models as torchvision_models
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"needs torchvision and timm: {error}")
+    torchvision, timm = import_torchvision(), pytest.importorskip("timm")
     torch.manual_seed(1)
-    return with_statistics(torchvision_models.mobilenet_v2() if arch == "mobilenet_v2" else timm.create_model(arch))
+    return with_statistics(torchvision.models.mobilenet_v2() if arch == "mobilenet_v2" else timm.create_model(arch))
 
 
 def with_statistics(module: Any) -> Any:

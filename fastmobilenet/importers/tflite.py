@@ -19,15 +19,10 @@ from pathlib import PurePath
 
 from ..errors import ModelError
 from ..graph import Graph, Shape, infer_shapes
+from ._limits import DEFAULT_SIZE, MAX_FILE_ELEMENTS
 from .tflite_metadata import read_labels, read_preprocess
 from .tflite_ops import FIRST_INPUT_ONLY, Translation, shape4
 from .tflite_schema import Operator, Tensor, TfliteFile
-
-#: Size of a network whose file leaves the picture's height and width open.
-DEFAULT_SIZE = (224, 224)
-
-#: No tensor of a picture network is larger at the file's own size; 2**28 floats are 1 GB.
-MAX_FILE_ELEMENTS = 2**28
 
 
 def load(data: bytes | bytearray | memoryview, name: str = "model.tflite") -> Graph:

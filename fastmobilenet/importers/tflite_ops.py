@@ -14,14 +14,9 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph import RELU, RELU6, Activation, GraphBuilder, Padding, Shape
+from ._limits import MAX_DILATION, MAX_PAD, MAX_STRIDE, MAX_WINDOW
 from .flatbuffer import Table
 from .tflite_schema import Operator, Tensor, TfliteFile
-
-#: What a sane network stays below. A damaged file beyond it could load and then need any amount of memory to run.
-MAX_STRIDE = 1024
-MAX_DILATION = 64
-MAX_WINDOW = 64
-MAX_PAD = 1024
 
 #: Fused activations: number in the schema -> what the Graph has.
 FUSED: dict[int, Activation | None] = {0: None, 1: RELU, 2: Activation("clamp", -1.0, 1.0), 3: RELU6}
