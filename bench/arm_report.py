@@ -139,7 +139,8 @@ def markdown(document: dict) -> str:
             "",
             "## GEMM tiles as compiled",
             "",
-            "`gemm_tile<MR, 1, XS>`: MR pixels x 16 channels, pixels XS floats apart (0: at run time).",
+            "`gemm_tile<MR, 1, XS, HALF>`: MR pixels x 16 channels, or 8 with HALF; pixels XS floats apart (0: at run "
+            "time).",
             "",
             *table(document, of_kind(document, "gemm")),
             "",

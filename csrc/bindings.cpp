@@ -18,15 +18,16 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 using Pair = std::pair<int, int>;
 
 std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& store, const FloatArray& weight,
-                                          const std::optional<FloatArray>& bias, bool depthwise,
+                                          const std::optional<FloatArray>& bias, bool depthwise, bool whole,
                                           const std::string& isa) {
   if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic)");
+  const KernelTable& table = kernel_table(isa);
   const auto dim = [&](int i) { return static_cast<int>(weight.shape(i)); };
   if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0))) {
     throw std::invalid_argument("bias must have the shape (oc,)");
   }
   return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, dim(0), dim(1), dim(2), dim(3), depthwise,
-                      kernel_table(isa).panel_blocks);
+                      {table.panel_blocks, whole ? 0 : table.half_panel_blocks});
 }
 
 py::tuple unpack(const PackedWeights& p) {
@@ -94,7 +95,8 @@ py::list kernels(const std::string& isa) {
   py::list list;
   for (int i = 0; i < table.n_gemm; ++i) {
     const GemmEntry& e = table.gemm[i];
-    list.append(py::dict(py::arg("op") = "gemm_f32", py::arg("mr") = e.mr, py::arg("nb") = e.nb, py::arg("xs") = e.xs));
+    list.append(py::dict(py::arg("op") = "gemm_f32", py::arg("mr") = e.mr, py::arg("nb") = e.nb,
+                         py::arg("half") = e.half, py::arg("xs") = e.xs));
   }
   for (int i = 0; i < table.n_dw; ++i) {
     list.append(
@@ -104,11 +106,11 @@ py::list kernels(const std::string& isa) {
 }
 
 // Flat float32 buffers; a_at is the index of the first pixel's segment origin in a.
-void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, int xs, int run_time_xs, const FloatArray& a,
-               ptrdiff_t a_at, const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments, const FloatArray& b,
-               const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride, const std::optional<FloatArray>& add,
-               ptrdiff_t add_stride, float lo, float hi) {
-  const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, xs);
+void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool half, int xs, int run_time_xs,
+               const FloatArray& a, ptrdiff_t a_at, const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments,
+               const FloatArray& b, const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride,
+               const std::optional<FloatArray>& add, ptrdiff_t add_stride, float lo, float hi) {
+  const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, half, xs);
   if (fn == nullptr) throw std::invalid_argument("no such kernel");
   std::vector<Segment> segs;
   for (const auto& [offset, len] : segments) segs.push_back({offset, len});
@@ -175,10 +177,10 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
-         bool depthwise, const std::string& isa) {
-        return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise, isa));
+         bool depthwise, bool whole, const std::string& isa) {
+        return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise, whole, isa));
       },
-      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise"), py::arg("isa"));
+      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise"), py::arg("whole"), py::arg("isa"));
 
   py::class_<ConvSpec>(m, "ConvSpec")
       .def(py::init([](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad, float lo,
@@ -243,8 +245,8 @@ PYBIND11_MODULE(_native, m) {
       });
 
   m.def("_kernels", &kernels, py::arg("isa"));
-  m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("xs"),
-        py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"),
+  m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("half"),
+        py::arg("xs"), py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"),
         py::arg("b").noconvert(), py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"),
         py::arg("add").noconvert(), py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
   m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),

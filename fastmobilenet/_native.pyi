@@ -25,7 +25,7 @@ class PackedWeights:
     def unpack(self) -> tuple[np.ndarray, np.ndarray]: ...
 
 def pack(
-    store: WeightStore, weight: np.ndarray, bias: np.ndarray | None, depthwise: bool, isa: str
+    store: WeightStore, weight: np.ndarray, bias: np.ndarray | None, depthwise: bool, whole: bool, isa: str
 ) -> PackedWeights: ...
 
 class ConvSpec:

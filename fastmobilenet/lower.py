@@ -14,7 +14,7 @@ from .errors import ModelError
 from .fusion import Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, kernel_size, resolve_padding
 from .memory import Interval, plan_memory
-from .passes import optimize
+from .passes import optimize, reads_one_pixel
 
 BLOCK = 16
 #: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights are shared.
@@ -50,7 +50,7 @@ class Engine:
             raise ValueError(f"isa {self.isa!r} is not supported here; have {', '.join(_native.supported_isas())}")
         graph = optimize(graph)
         store = _native.WeightStore()
-        self._weights = {n.name: _pack(store, n, self.isa) for n in graph.nodes if n.op in ("conv2d", "dense")}
+        self._weights = {n.name: _pack(store, graph, n, self.isa) for n in graph.nodes if n.op in ("conv2d", "dense")}
         self.weight_bytes = store.nbytes
         self._graph = without_data(graph)
         self._plans: dict[tuple[int, int], _native.Program] = {}
@@ -189,20 +189,21 @@ def _bounds(activation: Activation | None) -> tuple[float, float]:
     return (-math.inf, math.inf) if activation is None else (activation.lo, activation.hi)
 
 
-def _pack(store: _native.WeightStore, node: Node, isa: str) -> _native.PackedWeights:
+def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> _native.PackedWeights:
     weight = np.ascontiguousarray(node.params["weight"], dtype=np.float32)
     bias = node.params.get("bias")
     if bias is not None:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
     if node.op == "dense":
-        return _native.pack(store, weight[:, None, None, :], bias, False, isa)
+        return _native.pack(store, weight[:, None, None, :], bias, False, True, isa)
     groups = node.attrs.get("groups", 1)
     if groups > 1 and not is_depthwise(node):
         raise ModelError(
             f"node {node.name!r}: a convolution with {groups} groups and {weight.shape[3]} channels a group is "
             f"not supported; groups must be 1 or one a channel"
         )
-    return _native.pack(store, weight, bias, groups > 1, isa)
+    # Matrix-vector kernels, for maps of one pixel, know no half blocks.
+    return _native.pack(store, weight, bias, groups > 1, reads_one_pixel(graph, node), isa)
 
 
 def without_data(graph: Graph) -> Graph:

@@ -132,7 +132,7 @@ def dense_from_conv(graph: Graph) -> Graph:
     op for both. (A dense layer over a larger map is left alone: the size of the map is known only later.)"""
     merged = {}
     for node in graph.nodes:
-        if node.op == "dense" and _reads_one_pixel(graph, node):
+        if node.op == "dense" and reads_one_pixel(graph, node):
             weight = node.params["weight"]
             attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
             merged[node.name] = replace(
@@ -141,7 +141,8 @@ def dense_from_conv(graph: Graph) -> Graph:
     return _merge(graph, merged, {})
 
 
-def _reads_one_pixel(graph: Graph, node: Node) -> bool:
+def reads_one_pixel(graph: Graph, node: Node) -> bool:
+    """Whether the node's input is a map of one pixel for every picture size."""
     source = graph[node.inputs[0]]
     while source.op in ("activation", "softmax", "add", "batch_norm") or (
         source.op == "conv2d" and source.params["weight"].shape[1:3] == (1, 1)

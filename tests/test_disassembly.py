@@ -26,7 +26,8 @@ KERNEL = re.compile(r"\bfmn::(\w+)::\(anonymous namespace\)::(.*)")
 # The scalar kernels are for any CPU: structs of floats, which the compiler keeps where it can, and no multiply-add.
 EXEMPT = "scalar"
 #: What _kernels() calls an op -> the C++ function, and how many multiply-adds its main loop has at least.
-LISTED = {"gemm_f32": "gemm_tile<{mr}, {nb}, {xs}>(", "dw_f32": "dw<{k}, {stride}, "}
+LISTED = {"gemm_f32": "gemm_tile<{mr}, {nb}, {xs}, {half}>(", "dw_f32": "dw<{k}, {stride}, "}
+PAIRS = "gemm_pairs<{mr}, {xs}>("  # tiles with a half block, where a vector is a block
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
         return
     for kernel in _native._kernels(isa):
         if kernel["op"] == "gemm_f32":  # a vector holds no more than a block
-            yield LISTED["gemm_f32"].format(**kernel), kernel["mr"] * kernel["nb"]
+            name = PAIRS if isa == "avx512" and kernel["half"] else LISTED["gemm_f32"]
+            values = kernel | {"half": str(kernel["half"]).lower()}
+            yield name.format(**values), kernel["mr"] * kernel["nb"] - (kernel["half"] and kernel["mr"] // 2)
         elif kernel["k"]:
             yield LISTED[kernel["op"]].format(**kernel), kernel["k"] ** 2
 

@@ -3,7 +3,9 @@
 
 #include "kernels/instantiate.h"
 
-#define FMN_GEMM_TILES FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0)
+#define FMN_GEMM_TILES                                                                                      \
+  FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0), FMN_HALF_ROWS_1_6(16), FMN_HALF_ROWS_1_6(6), \
+      FMN_HALF_ROWS_1_6(0)
 #define FMN_DW_ROWS 1
 
 FMN_DEFINE_TABLE(avx2)

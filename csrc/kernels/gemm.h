@@ -81,9 +81,11 @@ inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const 
   }
 }
 
-template <int MR, int NB, int XS>
+// HALF: only the first 8 channels of the last block exist, and the other vectors of it are left out.
+template <int MR, int NB, int XS, bool HALF>
 void gemm_tile(const GemmArgs& g) {
-  constexpr int NV = NB * VECS;
+  static_assert(!HALF || VECS > 1, "a vector is a block: see gemm_pairs");
+  constexpr int NV = NB * VECS - (HALF ? VECS / 2 : 0);
   const ptrdiff_t xs = XS ? XS : g.xs;
   const Segment* const end = g.segs + g.n_segs;
   const char* soon = g.prefetch;
@@ -99,13 +101,13 @@ void gemm_tile(const GemmArgs& g) {
     for (const Segment* s = g.segs; s != end; ++s) {
       const float* a = first + s->offset;
       ptrdiff_t k = s->len;
-      for (; k >= 8; k -= 8, a += 8, b += 8 * NB * BLOCK) {
+      for (; k >= 8; k -= 8, a += 8, b += 8 * NV * LANES) {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
         soon += 8 * 64;
         gemm_steps<8, K_FRAG>(acc, a, xs, b);
       }
-      for (; k > 0; --k, ++a, b += NB * BLOCK) gemm_steps<1, 1>(acc, a, xs, b);
+      for (; k > 0; --k, ++a, b += NV * LANES) gemm_steps<1, 1>(acc, a, xs, b);
     }
     const ptrdiff_t at = tile * MR * BLOCK;
     if (g.add != nullptr) {

@@ -7,7 +7,19 @@
 #include "kernels/gemm.h"
 
 #define FMN_T(MR, NB, XS) \
-  { MR, NB, XS, gemm_tile<MR, NB, XS> }
+  { MR, NB, false, XS, gemm_tile<MR, NB, XS, false> }
+#define FMN_HALF_T(MR, NB, XS) \
+  { MR, NB, true, XS, gemm_tile<MR, NB, XS, true> }
+#define FMN_PAIRS_T(MR, XS) \
+  { MR, 2, true, XS, gemm_pairs<MR, XS> }
+#define FMN_HALF_ROWS_1_2(XS) FMN_HALF_T(1, 1, XS), FMN_HALF_T(2, 1, XS)
+#define FMN_HALF_ROWS_1_6(XS) \
+  FMN_HALF_ROWS_1_2(XS), FMN_HALF_T(3, 1, XS), FMN_HALF_T(4, 1, XS), FMN_HALF_T(5, 1, XS), FMN_HALF_T(6, 1, XS)
+#define FMN_PAIRS_ROWS_1_6(XS) \
+  FMN_PAIRS_T(1, XS), FMN_PAIRS_T(2, XS), FMN_PAIRS_T(3, XS), FMN_PAIRS_T(4, XS), FMN_PAIRS_T(5, XS), FMN_PAIRS_T(6, XS)
+#define FMN_PAIRS_ROWS_1_14(XS)                                                                            \
+  FMN_PAIRS_ROWS_1_6(XS), FMN_PAIRS_T(7, XS), FMN_PAIRS_T(8, XS), FMN_PAIRS_T(9, XS), FMN_PAIRS_T(10, XS), \
+      FMN_PAIRS_T(11, XS), FMN_PAIRS_T(12, XS), FMN_PAIRS_T(13, XS), FMN_PAIRS_T(14, XS)
 #define FMN_ROWS_1_2(NB, XS) FMN_T(1, NB, XS), FMN_T(2, NB, XS)
 #define FMN_ROWS_1_6(NB, XS) \
   FMN_ROWS_1_2(NB, XS), FMN_T(3, NB, XS), FMN_T(4, NB, XS), FMN_T(5, NB, XS), FMN_T(6, NB, XS)
@@ -24,11 +36,18 @@
       {3, 1, dw<3, 1, FMN_DW_ROWS>}, {3, 2, dw<3, 2, 1>}, {5, 1, dw<5, 1, 1>}, {5, 2, dw<5, 2, 1>}, {0, 0, dw_any}}; \
   }                                                                                                                  \
   extern const KernelTable table;                                                                                    \
-  const KernelTable table = {#isa,         PANEL_BLOCKS,                                                             \
-                             gemm_entries, sizeof(gemm_entries) / sizeof(gemm_entries[0]),                           \
-                             dw_entries,   sizeof(dw_entries) / sizeof(dw_entries[0]),                               \
-                             gemv,         global_avg_pool,                                                          \
-                             add,          normalize_u8,                                                             \
-                             interleave3,  peak};                                                                    \
+  const KernelTable table = {#isa,                                                                                   \
+                             PANEL_BLOCKS,                                                                           \
+                             HALF_PANEL_BLOCKS,                                                                      \
+                             gemm_entries,                                                                           \
+                             sizeof(gemm_entries) / sizeof(gemm_entries[0]),                                         \
+                             dw_entries,                                                                             \
+                             sizeof(dw_entries) / sizeof(dw_entries[0]),                                             \
+                             gemv,                                                                                   \
+                             global_avg_pool,                                                                        \
+                             add,                                                                                    \
+                             normalize_u8,                                                                           \
+                             interleave3,                                                                            \
+                             peak};                                                                                  \
   }                                                                                                                  \
   }

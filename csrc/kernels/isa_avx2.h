@@ -13,7 +13,8 @@ using Frag = __m256;  // what one load of A gives: K_FRAG consecutive k of one p
 constexpr int LANES = 8;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 16;
-constexpr int PANEL_BLOCKS = 1;  // 16-channel blocks of a panel of packed weights
+constexpr int HALF_PANEL_BLOCKS = 1;  // of a panel whose last block has 8 channels
+constexpr int PANEL_BLOCKS = 1;       // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }

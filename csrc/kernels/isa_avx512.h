@@ -13,7 +13,8 @@ using Frag = __m512;  // what one load of A gives: K_FRAG consecutive k of one p
 constexpr int LANES = 16;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 32;
-constexpr int PANEL_BLOCKS = 2;  // 16-channel blocks of a panel of packed weights
+constexpr int HALF_PANEL_BLOCKS = 2;  // of a panel whose last block has 8 channels; see gemm_pairs
+constexpr int PANEL_BLOCKS = 2;       // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -43,6 +44,18 @@ inline void store3(float* p, Vec a, Vec b, Vec c) {
     const Vec ab = _mm512_permutex2var_ps(a, _mm512_load_si512(from_ab[i]), b);
     store(p + i * LANES, _mm512_permutex2var_ps(ab, _mm512_load_si512(from_c[i]), c));
   }
+}
+// Two vectors of 8 floats as one, for the half blocks of two pixels.
+inline Vec load_twice(const float* p) {
+  return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(p))));
+}
+inline Vec load_halves(const float* lo, const float* hi) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(lo)), _mm256_loadu_ps(hi), 1);
+}
+inline Vec halves(Vec lo, Vec hi) { return _mm512_mask_blend_ps(0xff00, lo, hi); }
+inline void store_halves(float* lo, float* hi, Vec v) {
+  _mm256_storeu_ps(lo, _mm512_castps512_ps256(v));
+  if (hi != nullptr) _mm256_storeu_ps(hi, _mm512_extractf32x8_ps(v, 1));
 }
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).
 inline Vec opaque(Vec v) {

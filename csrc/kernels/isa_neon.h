@@ -13,7 +13,8 @@ using Frag = float32x4_t;  // what one load of A gives: K_FRAG consecutive k of 
 constexpr int LANES = 4;
 constexpr int K_FRAG = 4;
 constexpr int REGISTERS = 32;
-constexpr int PANEL_BLOCKS = 1;  // 16-channel blocks of a panel of packed weights
+constexpr int HALF_PANEL_BLOCKS = 1;  // of a panel whose last block has 8 channels
+constexpr int PANEL_BLOCKS = 1;       // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return vld1q_f32(p); }
 inline void store(float* p, Vec v) { vst1q_f32(p, v); }

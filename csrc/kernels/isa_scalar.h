@@ -13,7 +13,8 @@ using Frag = float;  // what one load of A gives: K_FRAG consecutive k of one pi
 constexpr int LANES = 4;
 constexpr int K_FRAG = 1;
 constexpr int REGISTERS = 16;
-constexpr int PANEL_BLOCKS = 1;  // 16-channel blocks of a panel of packed weights
+constexpr int HALF_PANEL_BLOCKS = 1;  // of a panel whose last block has 8 channels
+constexpr int PANEL_BLOCKS = 1;       // 16-channel blocks of a panel of packed weights
 
 inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store(float* p, Vec x) {

@@ -77,7 +77,7 @@ class ConvOp final : public Op {
   }
 
   void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p, WeightsAhead& ahead) const {
-    const ConvKernel::Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
+    const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
     for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
       const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}), std::min(tiles.end - y * per_row, per_row)};
       const Row& row = rows_[static_cast<size_t>(y)];
@@ -148,7 +148,7 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
         "the tensor to add has another shape");
   ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
+  if (w.kh * w.kw == 1 && !w.has_half() && dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }
   return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, spec);

@@ -34,15 +34,14 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   xs_ = ptrdiff_t{src.pixel()} * window.stride_w;
   int xs = static_cast<int>(xs_);
   if (max_mr(table, 1, xs) == 0) xs = 0;  // no kernel was compiled for this stride: take it at run time
-  const int blocks = w.blocks(), nb = std::min(w.panel_blocks, blocks);
-  for (int block = 0; block < blocks; block += nb) panels_.push_back({block, std::min(nb, blocks - block)});
+  const int nb = std::min(w.panel_blocks, w.blocks());
   mr_ = max_mr(table, nb, xs);
-  fns_.assign(static_cast<size_t>((nb + 1) * (mr_ + 1)), nullptr);
-  for (int n = 1; n <= nb; ++n) {
+  fns_.assign(static_cast<size_t>((nb + 1) * 2 * (mr_ + 1)), nullptr);
+  for (const Panel& p : w.panels) {
     for (int m = 1; m <= mr_; ++m) {
-      const GemmFn fn = find_gemm(table, m, n, xs);
+      const GemmFn fn = find_gemm(table, m, p.nb, p.half, xs);
       check(fn != nullptr, name, "the kernel table has no kernel for a tile");
-      fns_[static_cast<size_t>(n * (mr_ + 1) + m)] = fn;
+      fns_[fn_index(p, m)] = fn;
     }
   }
   id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x" + std::to_string(nb * BLOCK);
@@ -55,7 +54,7 @@ ConvKernel::Rows ConvKernel::rows(int y) const {
   while (first < last && top(y) + first * dilation < 0) ++first;
   while (last > first && top(y) + (last - 1) * dilation >= src_h_) --last;
   return {segments_.data() + first * segments_per_row_, (last - first) * segments_per_row_,
-          ptrdiff_t{first} * w.kw * w.ic * BLOCK};
+          ptrdiff_t{first} * w.kw * w.ic};
 }
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
@@ -66,7 +65,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
   g.xs = xs_;
   g.segs = rows.segs;
   g.n_segs = rows.n_segs;
-  g.b = weight(panel) + rows.b * panel.nb;
+  g.b = spec_.weights->panel(panel) + rows.b * panel.width();
   g.bias = spec_.weights->bias + panel.block * BLOCK;
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
@@ -80,7 +79,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
     const char* soon = ahead.take(spec_.weights->k() * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
-    fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + mr)](g);
+    fns_[fn_index(panel, mr)](g);
   };
   some(part.begin, std::min<ptrdiff_t>(part.end, wide), part.begin * size, size);
   const ptrdiff_t narrow = std::max<ptrdiff_t>(part.begin, wide);

@@ -12,14 +12,11 @@ namespace fmn {
 
 class ConvKernel {
  public:
-  struct Panel {
-    int block, nb;  // first 16-channel block of the output, and how many
-  };
   // The part of the window that lies inside of the map, for one output row.
   struct Rows {
     const Segment* segs;
     int n_segs;
-    ptrdiff_t b;  // floats of a panel that belong to window rows above the map, divided by the panel's blocks
+    ptrdiff_t b;  // k of a panel that belong to window rows above the map
   };
   // Pixels that follow each other, without the panel. They are cut into tiles of nearly equal size: some of n pixels,
   // then some of n - 1.
@@ -36,7 +33,7 @@ class ConvKernel {
   ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
              const ConvSpec& spec);
 
-  const std::vector<Panel>& panels() const { return panels_; }
+  const std::vector<Panel>& panels() const { return spec_.weights->panels; }
   int mr() const { return mr_; }
   const PackedWeights& weights() const { return *spec_.weights; }
   const std::string& id() const { return id_; }  // e.g. gemm_f32/avx512/14x32
@@ -52,17 +49,14 @@ class ConvKernel {
 
   // The weights of panel p, empty if there is no such panel.
   WeightStream stream(ptrdiff_t p) const {
-    if (p >= static_cast<ptrdiff_t>(panels_.size())) return {};
-    return {weight(panels_[static_cast<size_t>(p)]), spec_.weights->k() * panels_[static_cast<size_t>(p)].nb * BLOCK};
+    if (p >= static_cast<ptrdiff_t>(panels().size())) return {};
+    const Panel& panel = panels()[static_cast<size_t>(p)];
+    return {spec_.weights->panel(panel), spec_.weights->k() * panel.width()};
   }
 
   // What to fetch during panel p if `next` is read after this layer.
   WeightsAhead ahead(ptrdiff_t p, const WeightStream& next) const {
-    return {stream(p + 1), next.part(p, static_cast<ptrdiff_t>(panels_.size()))};
-  }
-
-  const float* weight(const Panel& panel) const {
-    return spec_.weights->weight + panel.block * spec_.weights->k() * BLOCK;
+    return {stream(p + 1), next.part(p, static_cast<ptrdiff_t>(panels().size()))};
   }
 
  private:
@@ -70,8 +64,10 @@ class ConvKernel {
   const int src_h_;
   std::vector<Segment> segments_;  // (ky, kx, channel block), as the weights lie
   int segments_per_row_ = 0;       // of one ky
-  std::vector<Panel> panels_;
-  std::vector<GemmFn> fns_;  // [nb][mr]
+  std::vector<GemmFn> fns_;        // [nb][half][mr]
+  size_t fn_index(const Panel& p, int mr) const {
+    return static_cast<size_t>((p.nb * 2 + (p.half ? 1 : 0)) * (mr_ + 1) + mr);
+  }
   ptrdiff_t xs_ = 0;
   int mr_ = 0;
   std::string id_;

@@ -133,10 +133,10 @@ const KernelTable& kernel_table(const std::string& isa) {
   throw std::invalid_argument(source + "=" + wanted + " is not supported here; this machine has: " + names);
 }
 
-GemmFn find_gemm(const KernelTable& table, int mr, int nb, int xs) {
+GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs) {
   for (int i = 0; i < table.n_gemm; ++i) {
     const GemmEntry& e = table.gemm[i];
-    if (e.mr == mr && e.nb == nb && e.xs == xs) return e.run;
+    if (e.mr == mr && e.nb == nb && e.half == half && e.xs == xs) return e.run;
   }
   return nullptr;
 }
@@ -151,7 +151,8 @@ DwFn find_dw(const KernelTable& table, int k, int stride) {
 int max_mr(const KernelTable& table, int nb, int xs) {
   int most = 0;
   for (int i = 0; i < table.n_gemm; ++i) {
-    if (table.gemm[i].nb == nb && table.gemm[i].xs == xs) most = std::max(most, table.gemm[i].mr);
+    if (table.gemm[i].nb == nb && !table.gemm[i].half && table.gemm[i].xs == xs)
+      most = std::max(most, table.gemm[i].mr);
   }
   return most;
 }

@@ -25,7 +25,7 @@ struct GemmArgs {
   ptrdiff_t xs;         // read only by the kernels with xs = 0
   const Segment* segs;  // [n_segs]
   ptrdiff_t n_segs;
-  const float* b;     // [k][nb * 16]
+  const float* b;     // [k][nb * 16], or 8 less a row where the last block is half
   const float* bias;  // [nb * 16]
   float* c;           // pixel i at c + i * 16, block j at + j * c_stride
   ptrdiff_t c_stride;
@@ -74,6 +74,7 @@ using DwFn = void (*)(const DwArgs&);
 // Kernels are listed as data, so that a new one is found by the planner and by the tests without further edits.
 struct GemmEntry {
   int mr, nb;  // pixels and 16-channel blocks of the tile
+  bool half;   // the last block has 8 channels
   int xs;      // floats from one pixel of A to the next; 0: GemmArgs::xs at run time
   GemmFn run;
 };
@@ -84,7 +85,8 @@ struct DwEntry {
 
 struct KernelTable {
   const char* isa;
-  int panel_blocks;  // width of a panel of packed weights; the last panel of a layer may be one block
+  int panel_blocks;       // width of a panel of packed weights; the last panel of a layer may be one block
+  int half_panel_blocks;  // width of a panel whose last block has 8 channels
   const GemmEntry* gemm;
   int n_gemm;
   const DwEntry* dw;

@@ -8,17 +8,31 @@ namespace fmn {
 
 namespace {
 
+// Full panels first; a half block at the end goes into a panel of the width that the ISA has kernels for.
+std::vector<Panel> cut_panels(int oc, PanelWidths widths) {
+  const int blocks = (oc + BLOCK - 1) / BLOCK, rest = oc % BLOCK;
+  const int last = widths.half_panel_blocks;
+  const bool half = rest > 0 && rest <= BLOCK / 2 && last > 0 && blocks >= last;
+  const int full = half ? blocks - last : blocks;
+  std::vector<Panel> panels;
+  for (int block = 0; block < full; block += widths.panel_blocks) {
+    panels.push_back({block, std::min(widths.panel_blocks, full - block), false});
+  }
+  if (half) panels.push_back({full, last, true});
+  return panels;
+}
+
 // Calls f(row, k, at, lanes) for every k of every block: row is the first of `lanes` output channels, at the place of
 // their weights in the packed memory.
 template <class F>
 void for_lanes(const PackedWeights& p, F f) {
-  const ptrdiff_t k = p.k(), blocks = p.blocks();
-  for (ptrdiff_t block = 0; block < blocks; ++block) {
-    const ptrdiff_t panel = block / p.panel_blocks * p.panel_blocks;  // its first block
-    const ptrdiff_t width = std::min<ptrdiff_t>(p.panel_blocks, blocks - panel) * BLOCK;
-    const ptrdiff_t start = panel * k * BLOCK + (block - panel) * BLOCK;
-    const ptrdiff_t lanes = std::min<ptrdiff_t>(p.oc - block * BLOCK, BLOCK);
-    for (ptrdiff_t i = 0; i < k; ++i) f(block * BLOCK, i, start + i * width, lanes);
+  const ptrdiff_t k = p.k();
+  for (const Panel& panel : p.panels) {
+    for (int block = panel.block; block < panel.block + panel.nb; ++block) {
+      const ptrdiff_t start = ptrdiff_t{panel.block} * k * BLOCK + ptrdiff_t{block - panel.block} * BLOCK;
+      const ptrdiff_t lanes = std::min(p.oc - block * BLOCK, BLOCK);
+      for (ptrdiff_t i = 0; i < k; ++i) f(ptrdiff_t{block} * BLOCK, i, start + i * panel.width(), lanes);
+    }
   }
 }
 
@@ -26,7 +40,7 @@ void for_lanes(const PackedWeights& p, F f) {
 
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
                                                   const float* bias, int oc, int kh, int kw, int ic, bool depthwise,
-                                                  int panel_blocks) {
+                                                  PanelWidths widths) {
   auto packed = std::make_shared<PackedWeights>();
   packed->store = store;
   packed->oc = oc;
@@ -34,7 +48,9 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
   packed->kw = kw;
   packed->ic = ic;
   packed->depthwise = depthwise;
-  packed->panel_blocks = depthwise ? 1 : panel_blocks;
+  if (depthwise) widths = {1, 0};
+  packed->panel_blocks = widths.panel_blocks;
+  packed->panels = cut_panels(oc, widths);
   const ptrdiff_t k = packed->k(), blocks = packed->blocks();
   float* w = store->allocate(static_cast<size_t>(blocks * k * BLOCK));  // zeroed
   float* b = store->allocate(static_cast<size_t>(blocks * BLOCK));

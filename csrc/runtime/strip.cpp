@@ -66,8 +66,12 @@ class StripOp final : public Op {
       flat_ = dense(dst) && (add == nullptr || dense(*add));
     }
     pointers_ = static_cast<int>(any_ ? ptrdiff_t{rows_} * w.kh : rows_needed(rows_));
-    // A panel of channels is what one tile of the first convolution makes.
-    panel_blocks_ = spec.expand ? expand_->panels()[0].nb : 1;
+    // A group of channels is what one tile of the first convolution makes.
+    if (spec.expand) {
+      for (const Panel& p : expand_->panels()) groups_.push_back({p.block, p.block + p.nb});
+    } else {
+      for (int b = 0; b < strip_.blocks(); ++b) groups_.push_back({b, b + 1});
+    }
   }
 
   ptrdiff_t scratch_floats() const override {
@@ -86,10 +90,10 @@ class StripOp final : public Op {
     if (count == 1 || by_rows(count)) {
       const Range rows = split(oh_, count, index);
       const Target target{frame.scratch, &strip_, project_ ? &*project_ : nullptr};
-      run_rows(frame, target, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, panels()});
+      run_rows(frame, target, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, groups()});
       return;
     }
-    run_rows(frame, {frame.shared, &whole_, nullptr}, 0, oh_, split(panels(), count, index));
+    run_rows(frame, {frame.shared, &whole_, nullptr}, 0, oh_, split(groups(), count, index));
     if (!project_) return;
     team.barrier();
     const Target target{frame.shared, &whole_, &*project_whole_};
@@ -110,7 +114,7 @@ class StripOp final : public Op {
     const ConvKernel* project;
   };
 
-  int panels() const { return (strip_.blocks() + panel_blocks_ - 1) / panel_blocks_; }
+  ptrdiff_t groups() const { return static_cast<ptrdiff_t>(groups_.size()); }
 
   // Whether the rows that threads compute twice are few enough.
   bool by_rows(int count) const {
@@ -121,17 +125,18 @@ class StripOp final : public Op {
   // Rows of the expanded map under n rows of the output.
   int rows_needed(int n) const { return (n - 1) * window_.stride_h + (dw_.weights->kh - 1) * window_.dilation_h + 1; }
 
-  void run_rows(const Frame& frame, const Target& target, int y0, int y1, Range panels) const {
-    if (y0 >= y1 || panels.begin == panels.end) return;
-    const Range blocks{panels.begin * panel_blocks_, std::min<ptrdiff_t>(panels.end * panel_blocks_, strip_.blocks())};
+  void run_rows(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
+    if (y0 >= y1 || part.begin == part.end) return;
+    const Range blocks{groups_[static_cast<size_t>(part.begin)].begin, groups_[static_cast<size_t>(part.end - 1)].end};
     if (expand_) clear_padding(frame.scratch, ring_, blocks, {0, ring_.h});
     int made = std::max(top(y0), 0);  // the first expanded row that is not in the ring
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
-      for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+      for (ptrdiff_t p = part.begin; p < part.end; ++p) {
         if (expand_) expand(frame, p, made, need);
-        for (ptrdiff_t b = p * panel_blocks_; b < std::min((p + 1) * panel_blocks_, blocks.end); ++b) {
+        const Range group = groups_[static_cast<size_t>(p)];
+        for (ptrdiff_t b = group.begin; b < group.end; ++b) {
           depthwise(frame, target, static_cast<int>(b), y, end);
         }
       }
@@ -148,7 +153,7 @@ class StripOp final : public Op {
 
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
-    const ConvKernel::Panel& panel = expand_->panels()[static_cast<size_t>(p)];
+    const Panel& panel = expand_->panels()[static_cast<size_t>(p)];
     WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights);
     const Range all{0, expand_->tiles(mid_.w)};
     for (int y = y0; y < y1; ++y) {
@@ -208,7 +213,7 @@ class StripOp final : public Op {
     const ptrdiff_t per_row = kernel.tiles(width);
     const ConvKernel::Rows rows = kernel.rows(0);
     for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-      const ConvKernel::Panel& panel = kernel.panels()[static_cast<size_t>(p)];
+      const Panel& panel = kernel.panels()[static_cast<size_t>(p)];
       WeightsAhead ahead = kernel.ahead(p, next_weights);
       for (ptrdiff_t row = part.begin / per_row; row * per_row < part.end; ++row) {
         const int y = static_cast<int>(row);
@@ -238,7 +243,8 @@ class StripOp final : public Op {
   Tensor whole_;         // in the shared memory
   Tensor add_;
   bool has_add_ = false, flat_ = false;
-  int rows_ = 1, ring_rows_ = 1, pointers_ = 0, panel_blocks_ = 1;
+  int rows_ = 1, ring_rows_ = 1, pointers_ = 0;
+  std::vector<Range> groups_;  // blocks that are expanded and filtered together
 };
 
 }  // namespace
