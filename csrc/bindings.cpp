@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <chrono>
 #include <optional>
+#include <thread>
 
 #include "runtime/dispatch.h"
 #include "runtime/program.h"
@@ -63,6 +65,30 @@ InputKind input_kind(const std::string& layout, const py::array& x) {
   throw std::invalid_argument("layout must be pixels (uint8), NHWC or NCHW (float32)");
 }
 
+bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Runs f without the GIL. A daemon thread may be here while the interpreter ends: to take the GIL back would then
+// unwind the thread from inside (before Python 3.14), through C++ that must not be unwound. It waits for the end
+// instead.
+template <class F>
+void without_gil(F f) {
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    f();
+  } catch (...) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  PyEval_RestoreThread(state);
+}
+
 // x: (n, h, w, c) or, for NCHW, (n, c, h, w). Returns (n, oh, ow, oc), and seconds per op if asked for.
 py::object run(const Program& program, const py::array& x, const std::string& layout, int threads, bool profile) {
   const InputKind kind = input_kind(layout, x);
@@ -80,10 +106,8 @@ py::object run(const Program& program, const py::array& x, const std::string& la
   std::vector<double> times(profile ? program.ops().size() : 0);
   const void* src = x.data();
   float* dst = y.mutable_data();
-  {
-    const py::gil_scoped_release release;
-    program.run(src, kind, x.shape(0), dst, threads, profile ? times.data() : nullptr);
-  }
+  const py::ssize_t n = x.shape(0);
+  without_gil([&] { program.run(src, kind, n, dst, threads, profile ? times.data() : nullptr); });
   if (profile) return py::make_tuple(y, times);
   return std::move(y);
 }

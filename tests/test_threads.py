@@ -59,6 +59,28 @@ def test_one_thread_makes_none_and_exit_does_not_hang(run_python) -> None:
     assert done.stdout.strip() == "fine"
 
 
+DAEMON = """
+import threading, time
+import numpy as np
+from fastmobilenet import models
+from fastmobilenet.lower import Engine
+engine = Engine(models.build("mobilenet_v1", width=0.25, classes=10))
+x = np.zeros((1, 64, 64, 3), np.float32)
+def work():
+    while True:
+        engine.run(x, threads=1, pixels=False)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_exit_while_daemon_threads_run(run_python) -> None:
+    for _ in range(3):
+        done = run_python("-c", DAEMON, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+
 def test_idle_after_run(engine: Engine) -> None:
     engine.run(picture(40, 40), threads=4, pixels=False)
     time.sleep(0.05)

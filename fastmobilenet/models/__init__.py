@@ -107,7 +107,7 @@ def find(arch: str) -> Arch:
     if arch not in _ARCHS:
         close = difflib.get_close_matches(str(arch).lower(), _ARCHS, n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ModelError(f"arch {arch!r} is unknown{hint} Known: {', '.join(_ARCHS)}")
+        raise ModelError(f"arch {arch!r} is unknown{hint}. Known: {', '.join(_ARCHS)}")
     return _ARCHS[arch]
 
 
