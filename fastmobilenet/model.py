@@ -75,7 +75,7 @@ class Model:
     ) -> Model:
         """Read a model file.
 
-        ``source``: a .tflite, .safetensors or .pth file.
+        ``source``: an .onnx, .tflite, .safetensors or .pth file.
         ``precision``: "fp32" or None. This version computes in fp32; the weights of a quantised file are
         dequantised at load.
         ``threads``: how many threads one call uses. Default: FASTMOBILENET_NUM_THREADS, then OMP_NUM_THREADS, then

@@ -7,7 +7,7 @@ import struct
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +64,16 @@ def sample(dtype: str) -> bytes:
     return t.finish(x, h)
 
 
+#: The load() of an importer.
+Load = Callable[[bytes | bytearray], Graph]
+
 SAMPLES = {dtype: sample(dtype) for dtype in ("float32", "uint8", "int8")}
 
 
-def try_to_load(data: bytes | bytearray, run: bool = True) -> Graph | None:
+def try_to_load(data: bytes | bytearray, run: bool = True, load: Load = tflite.load) -> Graph | None:
     """None where the file was refused, as it should be."""
     try:
-        graph = tflite.load(data)
+        graph = load(data)
     except ModelError:
         return None
     h, w = graph.input_size
@@ -81,7 +84,9 @@ def try_to_load(data: bytes | bytearray, run: bool = True) -> Graph | None:
     return graph
 
 
-def check(files: Iterable[bytes | bytearray], run: bool = True, trace: bool = True) -> tuple[int, int]:
+def check(
+    files: Iterable[bytes | bytearray], run: bool = True, trace: bool = True, load: Load = tflite.load
+) -> tuple[int, int]:
     """Loads all, each within the limits; returns how many were loaded and how many refused.
 
     tracemalloc sees every byte and takes four times as long. Without ``trace``, what counts is how far the process
@@ -95,7 +100,7 @@ def check(files: Iterable[bytes | bytearray], run: bool = True, trace: bool = Tr
     try:
         for data in files:
             start = time.process_time()
-            graph = try_to_load(data, run)
+            graph = try_to_load(data, run, load)
             slowest = max(slowest, time.process_time() - start)
             loaded, refused = loaded + (graph is not None), refused + (graph is None)
         peak = tracemalloc.get_traced_memory()[1] if trace else largest_size() - before

@@ -269,7 +269,7 @@ def test_load_names_what_it_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="a model file is needed, this is a folder"):
         importers.load(tmp_path)
     cases = {
-        "net.onnx": (b"\x08\x07\x12\x07pytorch", r"net\.onnx: ONNX files are not supported; supported: \.tflite, "),
+        "net.onnx": (b"\x08\x07\x12\x07pytorch", r"net\.onnx: the file holds no graph"),
         "net.h5": (b"text", "Keras HDF5 files are not supported"),
         "net.weights": (b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras HDF5 files are not supported"),
         "net.keras": (b"PK\x05\x06" + bytes(18), ": Keras files are not"),
@@ -286,7 +286,7 @@ def test_load_names_what_it_cannot_read(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(data)
         with pytest.raises(ModelError, match=message):
-            importers.load(path, **({} if name.endswith("tflite") else {"arch": "mobilenet_v2"}))  # type: ignore[arg-type]
+            importers.load(path, **({} if name.endswith(("tflite", "onnx")) else {"arch": "mobilenet_v2"}))  # type: ignore[arg-type]
 
 
 def test_load_gives_tflite_files_to_their_importer(tmp_path: Path) -> None:

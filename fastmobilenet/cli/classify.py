@@ -21,7 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 EPILOG = """\
 examples:
   fastmobilenet classify cat.jpg --model mobilenet_v2_1.0_224_quant.tflite
-  fastmobilenet classify holiday/ --model mobilenet_v2.tflite --top 1
+  fastmobilenet classify holiday/ --model mobilenet_v2.onnx --top 1
   fastmobilenet classify *.jpg --model weights.safetensors --arch mobilenet_v2 --labels names.txt --json
 
 output:
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
-    parser.add_argument("--model", required=True, metavar="FILE", help="model file: .tflite, .safetensors, .pth")
+    parser.add_argument("--model", required=True, metavar="FILE", help="model file: .onnx, .tflite, .safetensors, .pth")
     add_arch_option(parser)
     parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes a picture (default: 5)")

@@ -16,9 +16,17 @@ from ..graph import Graph
 #: A larger file is not a network for pictures on a CPU.
 MAX_FILE = 2 * 2**30
 
-SUPPORTED = ".tflite, .safetensors, .pth and .pt (state dicts of PyTorch)"
+SUPPORTED = ".onnx, .tflite, .safetensors, .pth and .pt (state dicts of PyTorch)"
 #: Formats that are known but not read: what they are called, for the message.
-UNSUPPORTED = {".onnx": "ONNX", ".h5": "Keras HDF5", ".hdf5": "Keras HDF5", ".keras": "Keras", ".fmn": "fastmobilenet"}
+UNSUPPORTED = {".h5": "Keras HDF5", ".hdf5": "Keras HDF5", ".keras": "Keras", ".fmn": "fastmobilenet"}
+#: Extension -> kind, for a file whose content does not tell it.
+BY_EXTENSION = {
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+    ".safetensors": "safetensors",
+    ".pth": "torch",
+    ".pt": "torch",
+}
 
 
 def load(
@@ -30,7 +38,7 @@ def load(
     padding: str | None = None,
     epsilon: float | None = None,
 ) -> Graph:
-    """Read a model file: .tflite, .safetensors, or a PyTorch state dict (.pth, .pt; needs PyTorch).
+    """Read a model file: .onnx, .tflite, .safetensors, or a PyTorch state dict (.pth, .pt; needs PyTorch).
 
     The options are for files that hold weights only (:func:`fastmobilenet.importers.state_dict.to_graph`):
 
@@ -38,19 +46,22 @@ def load(
     width, classes: None reads them from the shapes of the tensors.
     padding, epsilon: None takes the conventions of ``arch``.
 
-    The file is read once. Raises FileNotFoundError, IsADirectoryError and other OSErrors where it cannot be read, and
-    ModelError where it cannot be used: damaged, of an unsupported kind, not fitting ``arch``.
+    The file is read once; so are files in its folder where an .onnx file keeps its weights. Raises FileNotFoundError,
+    IsADirectoryError and other OSErrors where it cannot be read, and ModelError where it cannot be used: damaged, of an
+    unsupported kind, not fitting ``arch``.
     """
     name = os.fsdecode(path)
     data = _read(name)
     kind = detect(data, name)
-    if kind == "tflite":
+    if kind in ("onnx", "tflite"):
         options = {"arch": arch, "width": width, "classes": classes, "padding": padding, "epsilon": epsilon}
         given = [key for key, value in options.items() if value is not None]
         if given:
-            raise ModelError(f"{name} holds its own network; {', '.join(given)} cannot be given with a .tflite file")
-        from . import tflite
+            raise ModelError(f"{name} holds its own network; {', '.join(given)} cannot be given with it")
+        from . import onnx, tflite
 
+        if kind == "onnx":
+            return onnx.load(data, name, folder=os.path.dirname(name) or os.curdir)
         return tflite.load(data, name)
     from . import safetensors, state_dict, torch
 
@@ -61,11 +72,11 @@ def load(
 
 
 def detect(data: bytes, name: str) -> str:
-    """The kind of a file, from its content or else from the extension of ``name``: tflite, safetensors or torch.
+    """The kind of a file, from its content or else from the extension of ``name``: onnx, tflite, safetensors or torch.
 
     Raises ModelError that says what is supported.
     """
-    from . import safetensors, torch
+    from . import onnx_schema, safetensors, torch
 
     extension = os.path.splitext(name)[1].lower()
     if data[4:8] == b"TFL3":
@@ -78,13 +89,14 @@ def detect(data: bytes, name: str) -> str:
         extension = ".h5"
     elif safetensors.looks_like(data):
         return "safetensors"
+    elif onnx_schema.looks_like_model(data):
+        return "onnx"
     if extension in UNSUPPORTED:
         raise ModelError(f"{name}: {UNSUPPORTED[extension]} files are not supported; supported: {SUPPORTED}")
-    by_extension = {".tflite": "tflite", ".safetensors": "safetensors", ".pth": "torch", ".pt": "torch"}
-    if extension not in by_extension:
+    if extension not in BY_EXTENSION:
         start = data[:8].hex(" ") or "nothing"
         raise ModelError(f"{name} is not a model file of a known kind (it starts with {start}); supported: {SUPPORTED}")
-    return by_extension[extension]
+    return BY_EXTENSION[extension]
 
 
 def _read(name: str) -> bytes:
