@@ -3,23 +3,37 @@
 A Graph is a tuple of nodes in topological order. A node has one output tensor, which carries the node's
 name. All tensors are NHWC with rank 4; a vector is (n, 1, 1, c). ``reference.py`` says what each op computes.
 
-| op              | inputs   | attrs                                           | params                              |
-|-----------------|----------|-------------------------------------------------|-------------------------------------|
-| input           |          |                                                 |                                     |
-| conv2d          | x[, add] | stride, padding, dilation, groups[, activation] | weight (oc, kh, kw, ic/groups)      |
-|                 |          |                                                 | [, bias (oc,)]                      |
-| batch_norm      | x        | epsilon                                         | gamma, beta, mean, variance: (c,)   |
-| activation      | x        | activation                                      |                                     |
-| add             | a, b     | [activation]                                    |                                     |
-| global_avg_pool | x        |                                                 |                                     |
-| avg_pool2d      | x        | kernel, stride, padding                         |                                     |
-| dense           | x[, add] | [activation]                                    | weight (oc, ic)[, bias (oc,)]       |
-| softmax         | x        |                                                 |                                     |
+| op                  | inputs   | attrs                                           | params                         |
+|---------------------|----------|-------------------------------------------------|--------------------------------|
+| input               |          | [mean, std: (c,)]                               |                                |
+| conv2d              | x[, add] | stride, padding, dilation, groups[, activation] | weight (oc, kh, kw, ic/groups) |
+|                     |          |                                                 | [, bias (oc,)]                 |
+| batch_norm          | x        | epsilon                                         | gamma, beta, mean, variance:   |
+|                     |          |                                                 | (c,)                           |
+| activation          | x        | activation                                      |                                |
+| add                 | a, b     | [activation]                                    |                                |
+| mul                 | a, b     | [activation]                                    |                                |
+| global_avg_pool     | x        |                                                 |                                |
+| avg_pool2d          | x        | kernel, stride, padding[, ceil, count_padding]  |                                |
+| max_pool2d          | x        | kernel, stride, padding[, ceil]                 |                                |
+| adaptive_avg_pool2d | x        | size                                            |                                |
+| concat              | a, b ... |                                                 |                                |
+| gather_channels     | a, b ... | index                                           |                                |
+| lrn                 | x        | size, alpha, beta, bias                         |                                |
+| dense               | x[, add] | [activation]                                    | weight (oc, h * w * c)         |
+|                     |          |                                                 | [, bias (oc,)]                 |
+| softmax             | x        |                                                 |                                |
 
-``stride``, ``dilation`` and ``kernel`` are pairs (vertical, horizontal). ``padding`` is either four pixels
-(top, bottom, left, right) or ``"same"``: TensorFlow's rule, which depends on the size of the picture and
-is therefore resolved for each size anew (:func:`resolve_padding`). The optional second input of conv2d and
-dense is added before the activation; passes.py puts it there, importers do not.
+``stride``, ``dilation``, ``kernel`` and the pool's ``size`` are pairs (vertical, horizontal). ``padding`` is
+either four pixels (top, bottom, left, right) or ``"same"``: TensorFlow's rule, which depends on the size of the picture
+and is therefore resolved for each size anew (:func:`resolve_padding`). With ``ceil`` a last window that is only partly
+filled counts, if it begins inside (PyTorch's rule). The second input of add and mul may also be a vector (n, 1, 1, c).
+gather_channels takes channels of the concatenated inputs: a slice, a split and a channel shuffle are all that
+(``index``: a tuple of ints). A dense layer reads its input in NHWC order. The mean and std of an input
+are applied to every picture, after the preprocessing of pixels and to float tensors too (Keras' Rescaling).
+
+The optional second input of conv2d and dense is added before the activation; passes.py puts it there, and the mean and
+std of the input too; importers do not.
 """
 
 from __future__ import annotations
@@ -31,8 +45,15 @@ from typing import Any
 
 import numpy as np
 
+from .activation import ACTIVATIONS, HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SWISH, Activation
 from .errors import ModelError
 from .preprocess import Preprocess
+
+__all__ = [  # the activations are a part of the graph's vocabulary
+    "ACTIVATIONS", "HARD_SIGMOID", "HARD_SWISH", "MAX_ELEMENTS", "OPS", "RELU", "RELU6", "SIGMOID", "SWISH",
+    "Activation", "Graph", "GraphBuilder", "Node", "OpSpec", "Padding", "Shape", "count_macs", "count_parameters",
+    "infer_shapes", "is_depthwise", "kernel_size", "node_parameters", "resolve_padding", "same_padding",
+]  # fmt: skip
 
 #: (n, h, w, c)
 Shape = tuple[int, int, int, int]
@@ -41,32 +62,8 @@ Padding = tuple[int, int, int, int]
 
 #: A tensor of more elements (8 GB) is refused: the runtime counts rows and columns in 32 bits.
 MAX_ELEMENTS = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An element-wise function; ``clamp`` is min(max(x, lo), hi), with NaN in giving NaN out."""
-
-    kind: str
-    lo: float = -math.inf
-    hi: float = math.inf
-
-    def __post_init__(self) -> None:
-        if self.kind not in ACTIVATIONS:
-            raise ModelError(f"activation {self.kind!r} is unknown; known: {', '.join(ACTIVATIONS)}")
-        if math.isnan(self.lo) or math.isnan(self.hi) or self.lo > self.hi:
-            raise ModelError(f"activation bounds must be ordered numbers, not {self.lo} and {self.hi}")
-
-    def __str__(self) -> str:
-        if self.kind == "clamp":
-            names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
-            return names.get((self.lo, self.hi), f"clamp({self.lo:g}, {self.hi:g})")
-        return self.kind
-
-
-ACTIVATIONS = ("clamp",)
-RELU = Activation("clamp", 0.0)
-RELU6 = Activation("clamp", 0.0, 6.0)
+#: Of one node.
+MAX_INPUTS = 1024
 
 
 @dataclass(frozen=True)
@@ -184,14 +181,26 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
 
 
 def resolve_padding(node: Node, h: int, w: int) -> Padding:
-    """The node's padding in pixels for an input of h x w."""
+    """The node's padding in pixels for an input of h x w. What a ``ceil`` window reads beyond the bottom and the right
+    edge counts as padding."""
     padding: Padding | str = node.attrs["padding"]
-    if not isinstance(padding, str):
-        return padding
     kh, kw = kernel_size(node)
     sh, sw = node.attrs["stride"]
     dh, dw = node.attrs.get("dilation", (1, 1))
-    return (*same_padding(h, kh, sh, dh), *same_padding(w, kw, sw, dw))
+    if isinstance(padding, str):
+        return (*same_padding(h, kh, sh, dh), *same_padding(w, kw, sw, dw))
+    if node.attrs.get("ceil", False):
+        top, bottom, left, right = padding
+        return top, bottom + _ceil_padding(h, top, bottom, kh, sh), left, right + _ceil_padding(w, left, right, kw, sw)
+    return padding
+
+
+def _ceil_padding(size: int, before: int, after: int, kernel: int, stride: int) -> int:
+    """Pixels that a last, partly filled window needs; none if it would begin behind the picture."""
+    steps = -(-(size + before + after - kernel) // stride)
+    if steps * stride >= size + before:
+        steps -= 1
+    return max(steps * stride + kernel - (size + before + after), 0)
 
 
 def kernel_size(node: Node) -> tuple[int, int]:
@@ -253,9 +262,39 @@ def _batch_norm(node: Node, xs: list[Shape]) -> Shape:
     return xs[0]
 
 
-def _add(node: Node, xs: list[Shape]) -> Shape:
-    if xs[0] != xs[1]:
-        raise ModelError(f"node {node.name!r}: cannot add {xs[0]} and {xs[1]}")
+def _broadcast(node: Node, xs: list[Shape]) -> Shape:
+    """add and mul: equal shapes, or a vector as the second input."""
+    n, _, _, c = xs[0]
+    if xs[1] not in (xs[0], (n, 1, 1, c)):
+        raise ModelError(f"node {node.name!r}: cannot {node.op} {xs[0]} and {xs[1]}")
+    return xs[0]
+
+
+def _adaptive(node: Node, xs: list[Shape]) -> Shape:
+    oh, ow = node.attrs["size"]
+    if oh < 1 or ow < 1:
+        raise ModelError(f"node {node.name!r}: an output of {oh}x{ow} is empty")
+    return xs[0][0], oh, ow, xs[0][3]
+
+
+def _concat(node: Node, xs: list[Shape]) -> Shape:
+    if any(x[:3] != xs[0][:3] for x in xs):
+        raise ModelError(f"node {node.name!r}: cannot concatenate the channels of {', '.join(map(str, xs))}")
+    return (*xs[0][:3], sum(x[3] for x in xs))
+
+
+def _gather_channels(node: Node, xs: list[Shape]) -> Shape:
+    n, h, w, c = _concat(node, xs)
+    index = node.attrs["index"]
+    if not index or min(index) < 0 or max(index) >= c:
+        raise ModelError(f"node {node.name!r}: takes channels that its input of {c} channels does not have")
+    return n, h, w, len(index)
+
+
+def _lrn(node: Node, xs: list[Shape]) -> Shape:
+    size = node.attrs["size"]
+    if size < 1:
+        raise ModelError(f"node {node.name!r}: size must be positive, not {size}")
     return xs[0]
 
 
@@ -280,9 +319,15 @@ OPS: dict[str, OpSpec] = {
     "conv2d": OpSpec((1, 2), _conv2d, ("stride", "padding")),
     "batch_norm": OpSpec((1, 1), _batch_norm, ("epsilon",)),
     "activation": OpSpec((1, 1), lambda node, xs: xs[0], ("activation",)),
-    "add": OpSpec((2, 2), _add),
+    "add": OpSpec((2, 2), _broadcast),
+    "mul": OpSpec((2, 2), _broadcast),
     "global_avg_pool": OpSpec((1, 1), lambda node, xs: (xs[0][0], 1, 1, xs[0][3])),
     "avg_pool2d": OpSpec((1, 1), lambda node, xs: _window(node, xs[0], xs[0][3]), ("kernel", "stride", "padding")),
+    "max_pool2d": OpSpec((1, 1), lambda node, xs: _window(node, xs[0], xs[0][3]), ("kernel", "stride", "padding")),
+    "adaptive_avg_pool2d": OpSpec((1, 1), _adaptive, ("size",)),
+    "concat": OpSpec((1, MAX_INPUTS), _concat),
+    "gather_channels": OpSpec((1, MAX_INPUTS), _gather_channels, ("index",)),
+    "lrn": OpSpec((1, 1), _lrn, ("size", "alpha", "beta", "bias")),
     "dense": OpSpec((1, 2), _dense),
     "softmax": OpSpec((1, 1), lambda node, xs: xs[0]),
 }

@@ -13,8 +13,15 @@ def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
     """Element-wise; NaN stays NaN."""
     if activation is None:
         return x
-    clamped: np.ndarray = np.minimum(np.maximum(x, activation.lo), activation.hi)
-    return clamped
+    a = activation
+    y: np.ndarray
+    if a.kind == "clamp":
+        y = np.minimum(np.maximum(x, a.lo), a.hi)
+    elif a.kind in ("hard_sigmoid", "hard_swish"):
+        y = np.minimum(np.maximum(a.alpha * x + a.beta, 0.0), 1.0)
+    else:
+        y = 1.0 / (1.0 + np.exp(-x))
+    return x * y if a.kind in ("hard_swish", "swish") else y
 
 
 def _windows(x: np.ndarray, node: Node, fill: float) -> np.ndarray:
@@ -71,11 +78,56 @@ def batch_norm(node: Node, x: np.ndarray) -> np.ndarray:
 
 
 def avg_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
-    """Mean over the window, padding not counted."""
-    ones = np.ones((1, x.shape[1], x.shape[2], 1))
-    count = _windows(ones, node, 0.0).sum(axis=(3, 4))
-    mean: np.ndarray = _windows(x, node, 0.0).sum(axis=(3, 4)) / count
-    return mean
+    """Mean over the window. Padding counts as zeros with ``count_padding`` and not without it; what a ``ceil`` window
+    reads beyond the padding never counts."""
+    total = _windows(x, node, 0.0).sum(axis=(3, 4))
+    h, w = x.shape[1:3]
+    counted = np.ones((1, h, w, 1))
+    if node.attrs.get("count_padding", False):
+        padded = resolve_padding(node, h, w)
+        if node.attrs.get("ceil", False):
+            padded = node.attrs["padding"]
+        extra = tuple(a - b for a, b in zip(resolve_padding(node, h, w), padded, strict=True))
+        kh, kw = kernel_size(node)
+        sh, sw = node.attrs["stride"]
+        grid = np.pad(np.ones((h + padded[0] + padded[1], w + padded[2] + padded[3])), (extra[:2], extra[2:]))
+        view = np.lib.stride_tricks.sliding_window_view(grid, (kh, kw))[::sh, ::sw]
+        return np.asarray(total / view.sum(axis=(2, 3))[None, :, :, None])
+    return np.asarray(total / _windows(counted, node, 0.0).sum(axis=(3, 4)))
+
+
+def max_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
+    """Largest value of the window, padding not counted; NaN where the window has one."""
+    y: np.ndarray = _windows(x, node, -np.inf).max(axis=(3, 4))
+    return y
+
+
+def adaptive_avg_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
+    """Mean over rows floor(i * h / oh) to ceil((i + 1) * h / oh), and columns likewise (PyTorch)."""
+    n, h, w, c = x.shape
+    oh, ow = node.attrs["size"]
+    y = np.empty((n, oh, ow, c))
+    for i in range(oh):
+        for j in range(ow):
+            window = x[:, i * h // oh : -(-(i + 1) * h // oh), j * w // ow : -(-(j + 1) * w // ow)]
+            y[:, i, j] = window.mean(axis=(1, 2))
+    return y
+
+
+def gather_channels(node: Node, *xs: np.ndarray) -> np.ndarray:
+    """y[..., i] = concat(xs)[..., index[i]]."""
+    y: np.ndarray = np.concatenate(xs, axis=3)[..., list(node.attrs["index"])]
+    return y
+
+
+def lrn(node: Node, x: np.ndarray) -> np.ndarray:
+    """y[c] = x[c] / (bias + alpha / size * sum of x[j]^2)^beta, j from c - (size - 1) // 2 to c + size // 2
+    (Krizhevsky et al., 2012; the window as ONNX has it)."""
+    size = node.attrs["size"]
+    squares = np.pad(x * x, ((0, 0), (0, 0), (0, 0), ((size - 1) // 2, size // 2)))
+    total = np.lib.stride_tricks.sliding_window_view(squares, size, axis=3).sum(axis=-1)
+    y: np.ndarray = x / (node.attrs["bias"] + node.attrs["alpha"] / size * total) ** node.attrs["beta"]
+    return y
 
 
 def softmax(node: Node, x: np.ndarray) -> np.ndarray:
@@ -91,8 +143,14 @@ _EXECUTE: dict[str, Callable[..., np.ndarray]] = {
     "batch_norm": batch_norm,
     "activation": lambda node, x: activate(x, node.activation),
     "add": lambda node, a, b: activate(a + b, node.activation),
+    "mul": lambda node, a, b: activate(a * b, node.activation),
     "global_avg_pool": lambda node, x: x.mean(axis=(1, 2), keepdims=True),
     "avg_pool2d": avg_pool2d,
+    "max_pool2d": max_pool2d,
+    "adaptive_avg_pool2d": adaptive_avg_pool2d,
+    "concat": lambda node, *xs: np.concatenate(xs, axis=3),
+    "gather_channels": gather_channels,
+    "lrn": lrn,
     "softmax": softmax,
 }
 
@@ -105,7 +163,7 @@ def execute(graph: Graph, x: np.ndarray, *, keep: bool = False) -> dict[str, np.
     values: dict[str, np.ndarray] = {}
     for node in graph.nodes:
         if node.op == "input":
-            values[node.name] = x.astype(np.float64)
+            values[node.name] = (x.astype(np.float64) - node.attrs.get("mean", 0.0)) / node.attrs.get("std", 1.0)
         else:
             with np.errstate(invalid="ignore", over="ignore"):
                 values[node.name] = _EXECUTE[node.op](node, *(values[s] for s in node.inputs))
