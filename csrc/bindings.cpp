@@ -20,22 +20,42 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 using Pair = std::pair<int, int>;
 
 std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& store, const FloatArray& weight,
-                                          const std::optional<FloatArray>& bias, bool depthwise, bool whole,
+                                          const std::optional<FloatArray>& bias, int groups, bool depthwise, bool whole,
                                           const std::string& isa) {
-  if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic)");
+  if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic / groups)");
   const KernelTable& table = kernel_table(isa);
   const auto dim = [&](int i) { return static_cast<int>(weight.shape(i)); };
   if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0))) {
     throw std::invalid_argument("bias must have the shape (oc,)");
   }
-  return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, dim(0), dim(1), dim(2), dim(3), depthwise,
+  if (groups < 1 || dim(0) % groups != 0) throw std::invalid_argument("groups must divide the output channels");
+  const WeightShape shape{dim(0), dim(1), dim(2), dim(3) * groups, groups};
+  return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, shape, depthwise,
                       {table.panel_blocks, whole ? 0 : table.half_panel_blocks});
 }
 
 py::tuple unpack(const PackedWeights& p) {
-  FloatArray weight({p.oc, p.kh, p.kw, p.depthwise ? 1 : p.ic}), bias(p.oc);
+  FloatArray weight({p.oc, p.kh, p.kw, p.ic / p.groups}), bias(p.oc);
   unpack_weights(p, weight.mutable_data(), bias.mutable_data());
   return py::make_tuple(weight, bias);
+}
+
+Act act(const std::string& kind, float lo, float hi, float alpha, float beta) {
+  const std::pair<const char*, ActKind> kinds[] = {{"clamp", ActKind::clamp},
+                                                   {"hard_sigmoid", ActKind::hard_sigmoid},
+                                                   {"hard_swish", ActKind::hard_swish},
+                                                   {"sigmoid", ActKind::sigmoid},
+                                                   {"swish", ActKind::swish}};
+  for (const auto& [name, k] : kinds) {
+    if (kind == name) return {k, lo, hi, alpha, beta};
+  }
+  throw std::invalid_argument("no such activation: " + kind);
+}
+
+std::vector<PoolSpan> spans(const std::vector<std::tuple<int, int, float>>& list) {
+  std::vector<PoolSpan> result;
+  for (const auto& [begin, end, count] : list) result.push_back({begin, end, count});
+  return result;
 }
 
 Window window(Pair stride, Pair dilation, Pair pad) {
@@ -133,7 +153,7 @@ py::list kernels(const std::string& isa) {
 void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool half, int xs, int run_time_xs,
                const FloatArray& a, ptrdiff_t a_at, const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments,
                const FloatArray& b, const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride,
-               const std::optional<FloatArray>& add, ptrdiff_t add_stride, float lo, float hi) {
+               const std::optional<FloatArray>& add, ptrdiff_t add_stride, const Act& act) {
   const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, half, xs);
   if (fn == nullptr) throw std::invalid_argument("no such kernel");
   std::vector<Segment> segs;
@@ -150,8 +170,7 @@ void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool hal
   g.c_stride = c_stride;
   g.add = add ? add->data() : nullptr;
   g.add_stride = add_stride;
-  g.lo = lo;
-  g.hi = hi;
+  g.act = act;
   g.prefetch = reinterpret_cast<const char*>(g.b);
   fn(g);
 }
@@ -159,12 +178,12 @@ void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool hal
 // rows: indices into src of the rows' first pixels.
 void test_dw(const std::string& isa, int k, int stride, const FloatArray& src, const std::vector<ptrdiff_t>& rows,
              const FloatArray& w, const FloatArray& bias, FloatArray& dst, ptrdiff_t dst_stride, ptrdiff_t oh,
-             ptrdiff_t ow, float lo, float hi, Pair size, Pair strides, int dilation_w) {
+             ptrdiff_t ow, const Act& act, Pair size, Pair strides, int dilation_w) {
   const DwFn fn = find_dw(kernel_table(isa), k, stride);
   if (fn == nullptr) throw std::invalid_argument("no such kernel");
   std::vector<const float*> pointers;
   for (const ptrdiff_t at : rows) pointers.push_back(src.data() + at);
-  fn({pointers.data(), w.data(), bias.data(), dst.mutable_data(), dst_stride, oh, ow, lo, hi, size.first, size.second,
+  fn({pointers.data(), w.data(), bias.data(), dst.mutable_data(), dst_stride, oh, ow, act, size.first, size.second,
       strides.first, strides.second, dilation_w});
 }
 
@@ -201,17 +220,20 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
-         bool depthwise, bool whole, const std::string& isa) {
-        return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, depthwise, whole, isa));
+         int groups, bool depthwise, bool whole, const std::string& isa) {
+        return std::const_pointer_cast<PackedWeights>(pack(store, weight, bias, groups, depthwise, whole, isa));
       },
-      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("depthwise"), py::arg("whole"), py::arg("isa"));
+      py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("groups"), py::arg("depthwise"), py::arg("whole"),
+      py::arg("isa"));
 
+  py::class_<Act>(m, "Act").def(py::init(&act), py::arg("kind"), py::arg("lo"), py::arg("hi"), py::arg("alpha"),
+                                py::arg("beta"));
   py::class_<ConvSpec>(m, "ConvSpec")
-      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad, float lo,
-                       float hi) {
-             return ConvSpec{weights, window(stride, dilation, pad), lo, hi};
-           }),
-           py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("lo"), py::arg("hi"));
+      .def(py::init(
+               [](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad, const Act& act) {
+                 return ConvSpec{weights, window(stride, dilation, pad), act};
+               }),
+           py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"));
   py::class_<Program>(m, "Program")
       .def(py::init([](const std::string& isa, ptrdiff_t floats) {
              return std::make_unique<Program>(kernel_table(isa), floats);
@@ -221,10 +243,12 @@ PYBIND11_MODULE(_native, m) {
            py::arg("h"), py::arg("w"), py::arg("pad_left"), py::arg("pad_right"), py::arg("image"), py::arg("offset"))
       .def(
           "input",
-          [](Program& p, int dst, const std::vector<float>& mean, const std::vector<float>& std, bool swap) {
-            p.append(make_input(p.table(), p.tensor(dst), mean, std, swap));
+          [](Program& p, int dst, std::pair<std::vector<float>, std::vector<float>> pixels,
+             std::pair<std::vector<float>, std::vector<float>> floats, bool swap) {
+            p.append(make_input(p.table(), p.tensor(dst), {pixels.first, pixels.second}, {floats.first, floats.second},
+                                swap));
           },
-          py::arg("dst"), py::arg("mean"), py::arg("std"), py::arg("swap"))
+          py::arg("dst"), py::arg("pixels"), py::arg("floats"), py::arg("swap"))
       .def(
           "conv",
           [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec) {
@@ -240,18 +264,42 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("name"), py::arg("src"), py::arg("dst"))
       .def(
-          "avg_pool",
-          [](Program& p, const std::string& name, int src, int dst, Pair kernel, Pair stride, Pair pad) {
-            p.append(make_avg_pool(name, p.tensor(src), p.tensor(dst), kernel.first, kernel.second,
-                                   window(stride, {1, 1}, pad)));
+          "window_pool",
+          [](Program& p, const std::string& name, int src, int dst, bool max,
+             const std::vector<std::tuple<int, int, float>>& rows,
+             const std::vector<std::tuple<int, int, float>>& columns) {
+            p.append(make_window_pool(p.table(), name, p.tensor(src), p.tensor(dst),
+                                      max ? PoolKind::max : PoolKind::mean, spans(rows), spans(columns)));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("kernel"), py::arg("stride"), py::arg("pad"))
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("max"), py::arg("rows"), py::arg("columns"))
       .def(
           "add",
-          [](Program& p, const std::string& name, int a, int b, int dst, float lo, float hi) {
-            p.append(make_add(p.table(), name, p.tensor(a), optional_tensor(p, b), p.tensor(dst), lo, hi));
+          [](Program& p, const std::string& name, int a, int b, int dst, const Act& act) {
+            p.append(make_add(p.table(), name, p.tensor(a), optional_tensor(p, b), p.tensor(dst), act));
           },
-          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("lo"), py::arg("hi"))
+          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("act"))
+      .def(
+          "mul",
+          [](Program& p, const std::string& name, int a, int b, int dst, const Act& act) {
+            p.append(make_mul(p.table(), name, p.tensor(a), p.tensor(b), p.tensor(dst), act));
+          },
+          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("act"))
+      .def(
+          "gather",
+          [](Program& p, const std::string& name, const std::vector<int>& sources, int dst,
+             const std::vector<int>& index) {
+            std::vector<Tensor> tensors;
+            for (const int id : sources) tensors.push_back(p.tensor(id));
+            p.append(make_gather(p.table(), name, tensors, p.tensor(dst), index));
+          },
+          py::arg("name"), py::arg("sources"), py::arg("dst"), py::arg("index"))
+      .def(
+          "lrn",
+          [](Program& p, const std::string& name, int src, int dst, int size, double alpha, double beta, double bias) {
+            p.append(make_lrn(name, p.tensor(src), p.tensor(dst), {size, alpha, beta, bias}));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("size"), py::arg("alpha"), py::arg("beta"),
+          py::arg("bias"))
       .def(
           "softmax",
           [](Program& p, const std::string& name, int src, int dst) {
@@ -272,11 +320,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("half"),
         py::arg("xs"), py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"),
         py::arg("b").noconvert(), py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"),
-        py::arg("add").noconvert(), py::arg("add_stride"), py::arg("lo"), py::arg("hi"));
+        py::arg("add").noconvert(), py::arg("add_stride"), py::arg("act"));
   m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),
         py::arg("rows"), py::arg("w").noconvert(), py::arg("bias").noconvert(), py::arg("dst").noconvert(),
-        py::arg("dst_stride"), py::arg("oh"), py::arg("ow"), py::arg("lo"), py::arg("hi"), py::arg("size"),
-        py::arg("strides"), py::arg("dilation_w"));
+        py::arg("dst_stride"), py::arg("oh"), py::arg("ow"), py::arg("act"), py::arg("size"), py::arg("strides"),
+        py::arg("dilation_w"));
 }
 
 }  // namespace fmn

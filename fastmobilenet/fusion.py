@@ -59,7 +59,7 @@ def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> lis
         if node.op != "conv2d" or not is_depthwise(node):
             continue
         before = graph[node.inputs[0]]
-        expand = before if _is_dense(before) and len(before.inputs) == 1 and only_reader(before) is node else None
+        expand = before if _can_expand(before) and only_reader(before) is node else None
         after = only_reader(node)
         project = after if after is not None and _is_pointwise(after) and after.inputs[0] == node.name else None
         if expand is not None and expand.name in taken:
@@ -76,6 +76,10 @@ def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> lis
         elif node.name not in taken:
             ordered.append(Step((node,)))
     return ordered
+
+
+def _can_expand(node: Node) -> bool:
+    return _is_dense(node) and len(node.inputs) == 1
 
 
 def _is_dense(node: Node) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,29 +11,13 @@ from . import _native
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
-from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, kernel_size, resolve_padding
-from .memory import Interval, plan_memory
-from .passes import optimize, reads_one_pixel
+from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
+from .layout import BLOCK, Arena, Layout, plan_arena
+from .passes import node_channels, optimize, reads_one_pixel
+from .pools import pool_spans
 
-BLOCK = 16
 #: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights are shared.
 MAX_PLANS = 8
-
-
-@dataclass
-class Layout:
-    """How a tensor lies in the arena: see Tensor in csrc/runtime/ops.h."""
-
-    shape: Shape
-    image: bool
-    pad_left: int = 0
-    pad_right: int = 0
-
-    @property
-    def floats(self) -> int:
-        _, h, w, c = self.shape
-        row = self.pad_left + w + self.pad_right
-        return h * row * (c if self.image else -(-c // BLOCK) * BLOCK)
 
 
 class Engine:
@@ -62,6 +45,9 @@ class Engine:
             params = {}
             if node.name in self._weights:
                 weight, bias = self._weights[node.name].unpack()
+                if node.op == "dense":
+                    c = node_channels(self._graph, node.inputs[0])
+                    weight = _from_blocks(weight.reshape(weight.shape[0], -1), c)
                 params = {"weight": weight.reshape(node.params["weight"].shape), "bias": bias}
             nodes.append(replace(node, params=params))
         return self._graph.replace(nodes=tuple(nodes))
@@ -108,51 +94,79 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        layouts = _choose_layouts(graph, shapes)
         steps = plan_steps(graph, shapes, caches())
-        offsets, total = plan_memory(_live_intervals(graph, steps, layouts))
-        program = _native.Program(self.isa, total)
+        arena = plan_arena(graph, shapes, steps)
+        program = _native.Program(self.isa, arena.floats)
         ids = {}
-        for name, offset in offsets.items():
-            t = layouts[name]
+        for name, offset in arena.offsets.items():
+            t = arena.layouts[name]
             _, th, tw, tc = t.shape
             ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
         for step in steps:
             if step.depthwise is not None:
-                self._emit_strip(program, step, ids, shapes, layouts)
+                self._emit_strip(program, step, ids, shapes, arena.layouts)
             else:
-                self._emit(program, step.nodes[0], ids, shapes)
+                self._emit(program, step.nodes[0], ids, shapes, arena)
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
-    def _emit(self, program: _native.Program, node: Node, ids: dict[str, int], shapes: dict[str, Shape]) -> None:
+    def _emit(
+        self,
+        program: _native.Program,
+        node: Node,
+        ids: dict[str, int],
+        shapes: dict[str, Shape],
+        arena: Arena,
+    ) -> None:
         dst = ids[node.name]
         if node.op == "input":
-            p = self._graph.preprocess
-            rgb = self._graph.input_channels == 3
-            # Channels are reversed after the normalisation, which is given for the reversed order.
-            mean, std = (list(v[:: -1 if p.channels == "bgr" else 1]) for v in (p.mean, p.std))
-            program.input(dst, mean if rgb else [], std if rgb else [], swap=rgb and p.channels == "bgr")
+            program.input(dst, *self._normalization(node))
             return
         src = ids[node.inputs[0]]
-        _, h, w, _ = shapes[node.inputs[0]]
-        lo, hi = _bounds(node.activation)
-        if node.op in ("conv2d", "dense"):
+        act = _act(node.activation)
+        if node.op == "dense":
+            layout = arena.layouts[node.inputs[0]]
+            flat = program.tensor(layout.floats, 1, 1, 0, 0, False, arena.offsets[node.inputs[0]])
+            program.conv(
+                node.name, flat, dst, ids[node.inputs[1]] if len(node.inputs) > 1 else -1, self._spec(node, shapes)
+            )
+        elif node.op == "conv2d":
             add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
             program.conv(node.name, src, dst, add, self._spec(node, shapes))
         elif node.op == "add":
-            program.add(node.name, src, ids[node.inputs[1]], dst, lo, hi)
+            program.add(node.name, src, ids[node.inputs[1]], dst, act)
+        elif node.op == "mul":
+            program.mul(node.name, src, ids[node.inputs[1]], dst, act)
         elif node.op == "activation":
-            program.add(node.name, src, -1, dst, lo, hi)
+            program.add(node.name, src, -1, dst, act)
         elif node.op == "global_avg_pool":
             program.global_avg_pool(node.name, src, dst)
-        elif node.op == "avg_pool2d":
-            top, _, left, _ = resolve_padding(node, h, w)
-            program.avg_pool(node.name, src, dst, node.attrs["kernel"], node.attrs["stride"], (top, left))
+        elif node.op in ("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"):
+            rows, columns = pool_spans(node, shapes[node.inputs[0]], shapes[node.name])
+            program.window_pool(node.name, src, dst, node.op == "max_pool2d", rows, columns)
+        elif node.op in ("concat", "gather_channels"):
+            channels = range(shapes[node.name][3]) if node.op == "concat" else node.attrs["index"]
+            program.gather(node.name, [ids[s] for s in node.inputs], dst, list(channels))
+        elif node.op == "lrn":
+            program.lrn(node.name, src, dst, *(node.attrs[key] for key in ("size", "alpha", "beta", "bias")))
         elif node.op == "softmax":
             program.softmax(node.name, src, dst)
         else:
             raise ModelError(f"node {node.name!r}: op {node.op!r} has no kernel")
+
+    def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:
+        """(mean, std) of pixels, the same of floats, and whether the channels of pixels are reversed afterwards."""
+        c = self._graph.input_channels
+        floats = ([], []) if "mean" not in node.attrs else (list(node.attrs["mean"]), list(node.attrs["std"]))
+        if c != 3:
+            return ([], []), floats, False
+        p = self._graph.preprocess
+        # Channels are reversed after the normalisation, which is given for the reversed order.
+        bgr = p.channels == "bgr"
+        order = slice(None, None, -1 if bgr else 1)
+        own = zip(*floats, strict=True) if floats[0] else [(0.0, 1.0)] * 3
+        both = [(m + s * om, s * os) for m, s, (om, os) in zip(p.mean, p.std, own, strict=True)][order]
+        return ([m for m, _ in both], [s for _, s in both]), floats, bgr
 
     def _emit_strip(
         self,
@@ -182,11 +196,15 @@ class Engine:
         _, h, w, _ = shapes[node.inputs[0]]
         top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
-        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), *_bounds(node.activation))
+        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation))
 
 
-def _bounds(activation: Activation | None) -> tuple[float, float]:
-    return (-math.inf, math.inf) if activation is None else (activation.lo, activation.hi)
+_Norm = tuple[list[float], list[float]]
+
+
+def _act(activation: Activation | None) -> _native.Act:
+    a = activation or Activation("clamp")
+    return _native.Act(a.kind, a.lo, a.hi, a.alpha, a.beta)
 
 
 def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> _native.PackedWeights:
@@ -195,15 +213,28 @@ def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> _na
     if bias is not None:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
     if node.op == "dense":
-        return _native.pack(store, weight[:, None, None, :], bias, False, True, isa)
+        c = node_channels(graph, node.inputs[0])
+        return _native.pack(store, _to_blocks(weight, c)[:, None, None, :], bias, 1, False, True, isa)
     groups = node.attrs.get("groups", 1)
-    if groups > 1 and not is_depthwise(node):
-        raise ModelError(
-            f"node {node.name!r}: a convolution with {groups} groups and {weight.shape[3]} channels a group is "
-            f"not supported; groups must be 1 or one a channel"
-        )
+    if is_depthwise(node):
+        return _native.pack(store, weight, bias, 1, True, False, isa)
     # Matrix-vector kernels, for maps of one pixel, know no half blocks.
-    return _native.pack(store, weight, bias, groups > 1, reads_one_pixel(graph, node), isa)
+    return _native.pack(store, weight, bias, groups, False, groups == 1 and reads_one_pixel(graph, node), isa)
+
+
+def _to_blocks(weight: np.ndarray, c: int) -> np.ndarray:
+    """(oc, pixels * c) -> (oc, blocks * pixels * 16): from the order of NHWC to that of the runtime's tensors."""
+    oc, blocks = weight.shape[0], -(-c // BLOCK)
+    padded = np.zeros((oc, weight.shape[1] // c, blocks * BLOCK), np.float32)
+    padded[:, :, :c] = weight.reshape(oc, -1, c)
+    return np.ascontiguousarray(padded.reshape(oc, -1, blocks, BLOCK).swapaxes(1, 2)).reshape(oc, -1)
+
+
+def _from_blocks(weight: np.ndarray, c: int) -> np.ndarray:
+    """The inverse of _to_blocks."""
+    oc, blocks = weight.shape[0], -(-c // BLOCK)
+    pixels = weight.reshape(oc, blocks, -1, BLOCK).swapaxes(1, 2).reshape(oc, -1, blocks * BLOCK)
+    return np.ascontiguousarray(pixels[:, :, :c]).reshape(oc, -1)
 
 
 def without_data(graph: Graph) -> Graph:
@@ -219,43 +250,6 @@ def without_data(graph: Graph) -> Graph:
     return graph.replace(nodes=nodes)
 
 
-def _choose_layouts(graph: Graph, shapes: dict[str, Shape]) -> dict[str, Layout]:
-    """Blocks of 16 channels everywhere, but for a picture of few channels that only convolutions read; and for
-    each tensor the largest padding to the left and right that a reader wants to find there."""
-    readers = graph.consumers()
-    layouts = {}
-    for node in graph.nodes:
-        image = node.op == "input" and bool(readers[node.name]) and node.name != graph.output
-        for reader in readers[node.name]:
-            grouped = reader.attrs.get("groups", 1) > 1
-            image = image and reader.op == "conv2d" and not grouped and reader.inputs.count(node.name) == 1
-            image = image and reader.inputs[0] == node.name
-        layouts[node.name] = Layout(shapes[node.name], image)
-    for node in graph.nodes:
-        if node.op != "conv2d":
-            continue
-        source = layouts[node.inputs[0]]
-        _, h, w, _ = source.shape
-        _, _, ow, _ = shapes[node.name]
-        _, _, left, _ = resolve_padding(node, h, w)
-        span = (kernel_size(node)[1] - 1) * node.attrs.get("dilation", (1, 1))[1]
-        # The right padding that is really read: stride may leave the last columns out.
-        right = (ow - 1) * node.attrs["stride"][1] - left + span - (w - 1)
-        source.pad_left = max(source.pad_left, left)
-        source.pad_right = max(source.pad_right, right, 0)
-    return layouts
-
-
-def _live_intervals(graph: Graph, steps: list[Step], layouts: dict[str, Layout]) -> list[Interval]:
-    """When each tensor between steps is written first and read last, as step numbers."""
-    last = {step.output: i for i, step in enumerate(steps)}
-    for i, step in enumerate(steps):
-        for source in step.inputs:
-            last[source] = i
-    last[graph.output] = len(steps)
-    return [Interval(s.output, layouts[s.output].floats, i, last[s.output]) for i, s in enumerate(steps)]
-
-
 def default_threads() -> int:
     """FASTMOBILENET_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use: the least of the
     affinity mask, the cgroup quota and the physical cores. At least 1."""
@@ -264,7 +258,7 @@ def default_threads() -> int:
     for variable in ("FASTMOBILENET_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "").split(",")[0].strip()
         if text:
-            if not text.isdigit() or int(text) < 1:
+            if not text.isdecimal() or int(text) < 1:
                 raise ValueError(f"{variable} must be a positive number, not {text!r}")
             return min(int(text), _native.MAX_THREADS)
     return usable_cores()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .errors import ModelError
-from .graph import Graph, Node, is_depthwise
+from .graph import Graph, Node, infer_shapes, is_depthwise
+
+
+#: Channels of a block of the runtime's tensors.
+BLOCK = 16
 
 
 def optimize(graph: Graph) -> Graph:
     """All passes in order."""
-    for run in (fold_batch_norm, fuse_activation, fuse_residual, dense_from_conv, drop_unused):
+    passes = (
+        fold_input_norm, fold_batch_norm, merge_gathers, fuse_activation, fuse_residual, dense_from_conv, drop_unused,
+        copy_for_dense,
+    )  # fmt: skip
+    for run in passes:
         graph = run(graph)
     return graph
 
@@ -46,6 +54,32 @@ def _merge(graph: Graph, merged: Mapping[str, Node], removed: Mapping[str, str])
     return graph.replace(nodes=tuple(nodes), output=follow(graph.output))
 
 
+def fold_input_norm(graph: Graph) -> Graph:
+    """A batch_norm that is the only reader of the input becomes the input's own mean and std: y = (x - mean) / std.
+    The runtime has them for up to four channels."""
+    source = graph.nodes[0]
+    readers = graph.consumers()[source.name]
+    if len(readers) != 1 or readers[0].op != "batch_norm" or source.name == graph.output:
+        return graph
+    if source.attrs or not 1 <= graph.input_channels <= 4:
+        return graph
+    scale, shift = _scale_and_shift(readers[0])
+    if not scale.all():
+        return graph
+    attrs = {"mean": -shift / scale, "std": 1.0 / scale}
+    return _merge(graph, {source.name: _with(source, attrs=attrs)}, {readers[0].name: source.name})
+
+
+def _scale_and_shift(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """A batch_norm as y = x * scale + shift, in float64."""
+    p = {k: v.astype(np.float64) for k, v in node.params.items()}
+    divisor = p["variance"] + node.attrs["epsilon"]
+    if not (divisor > 0).all():
+        raise ModelError(f"node {node.name!r}: variance + epsilon must be positive, found {divisor.min():g}")
+    scale = p["gamma"] / np.sqrt(divisor)
+    return scale, p["beta"] - p["mean"] * scale
+
+
 def fold_batch_norm(graph: Graph) -> Graph:
     """conv2d or dense -> batch_norm becomes one layer: w' = w * s, b' = (b - mean) * s + beta, with
     s = gamma / sqrt(variance + epsilon), in float64. A batch_norm that follows something else becomes a
@@ -56,12 +90,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op != "batch_norm":
             continue
-        p = {k: v.astype(np.float64) for k, v in node.params.items()}
-        divisor = p["variance"] + node.attrs["epsilon"]
-        if not (divisor > 0).all():
-            raise ModelError(f"node {node.name!r}: variance + epsilon must be positive, found {divisor.min():g}")
-        scale = p["gamma"] / np.sqrt(divisor)
-        shift = p["beta"] - p["mean"] * scale
+        scale, shift = _scale_and_shift(node)
         source = graph[node.inputs[0]]
         alone = len(readers[source.name]) == 1 and source.name != graph.output
         if source.op in ("conv2d", "dense") and alone and source.activation is None and len(source.inputs) == 1:
@@ -83,20 +112,73 @@ def _f32(x: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(x, dtype=np.float32)
 
 
+def merge_gathers(graph: Graph) -> Graph:
+    """A gather_channels that reads a concat or another gather_channels takes its channels from their inputs, and one
+    that takes all channels of one tensor in order goes away. The concat, channel shuffle and split of a ShuffleNet
+    become two gathers this way, one for each half."""
+    nodes: dict[str, Node] = {}
+    removed: dict[str, str] = {}
+    channels = {name: shape[3] for name, shape in infer_shapes(graph, 1, *graph.input_size).items()}
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(removed.get(s, s) for s in node.inputs))
+        if node.op == "gather_channels":
+            origins = [(s, i) for s in node.inputs for i in range(channels[s])]  # where each channel comes from
+            taken = [_origin(nodes, channels, *origins[i]) for i in node.attrs["index"]]
+            inputs = tuple(dict.fromkeys(name for name, _ in taken))
+            first = dict(zip(inputs, np.cumsum([0, *(channels[s] for s in inputs)]).tolist(), strict=False))
+            index = tuple(first[name] + i for name, i in taken)
+            if len(inputs) == 1 and index == tuple(range(channels[inputs[0]])) and node.name != graph.output:
+                removed[node.name] = inputs[0]
+                continue
+            node = replace(node, inputs=inputs, attrs={**node.attrs, "index": index})
+        nodes[node.name] = node
+    return graph.replace(nodes=tuple(nodes.values()))
+
+
+def _origin(nodes: Mapping[str, Node], channels: Mapping[str, int], name: str, channel: int) -> tuple[str, int]:
+    """The tensor and the channel that concat and gather_channels nodes have copied this one from. A gather behind a
+    concat is not followed: each unit of a ShuffleNet would otherwise read from all units before it."""
+    behind_concat = False
+    while nodes[name].op == "concat" or (nodes[name].op == "gather_channels" and not behind_concat):
+        node = nodes[name]
+        if node.op == "gather_channels":
+            channel = node.attrs["index"][channel]
+        behind_concat = behind_concat or len(node.inputs) > 1
+        for source in node.inputs:
+            if channel < channels[source]:
+                name = source
+                break
+            channel -= channels[source]
+    return name, channel
+
+
+#: What the kernels of convolutions apply while a result is in its register.
+FUSED = ("clamp", "hard_swish")
+
+
 def fuse_activation(graph: Graph) -> Graph:
-    """An activation that is the only reader of a conv2d, dense or add becomes that node's attribute."""
+    """An activation that is the only reader of a conv2d, dense, add or mul becomes that node's attribute, if the
+    kernels have it: matrix-vector products and element-wise ops have all, convolutions those in FUSED."""
     readers = graph.consumers()
     merged: dict[str, Node] = {}
     removed: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op != "activation":
+        if node.op != "activation" or node.activation is None:
             continue
         source = graph[node.inputs[0]]
         alone = len(readers[source.name]) == 1 and source.name != graph.output
-        if source.op in ("conv2d", "dense", "add") and alone and source.activation is None:
+        if source.op not in ("conv2d", "dense", "add", "mul") or not alone or source.activation is not None:
+            continue
+        vector = source.op == "dense" or (reads_one_pixel(graph, source) and _only_pointwise(readers[node.name]))
+        if node.activation.kind in FUSED or source.op in ("add", "mul") or vector:
             merged[source.name] = _with(source, attrs={"activation": node.activation})
             removed[node.name] = source.name
     return _merge(graph, merged, removed)
+
+
+def _only_pointwise(readers: Iterable[Node]) -> bool:
+    """Whether no reader wants padding around the tensor."""
+    return all(n.op != "conv2d" or n.params["weight"].shape[1:3] == (1, 1) for n in readers)
 
 
 def fuse_residual(graph: Graph) -> Graph:
@@ -108,6 +190,8 @@ def fuse_residual(graph: Graph) -> Graph:
     removed: dict[str, str] = {}
     for node in graph.nodes:
         if node.op != "add" or node.inputs[0] == node.inputs[1]:
+            continue
+        if node.activation is not None and node.activation.kind not in FUSED:
             continue
         for source, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             conv = graph[source]
@@ -141,10 +225,31 @@ def dense_from_conv(graph: Graph) -> Graph:
     return _merge(graph, merged, {})
 
 
+def copy_for_dense(graph: Graph) -> Graph:
+    """A dense layer reads a map as one vector: one that a convolution reads too, with padding, is copied, and one that
+    does not fill its last block of channels, so that the rest of it is zero."""
+    readers = graph.consumers()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        source = node.inputs[0] if node.inputs else ""
+        c = node_channels(graph, source) if node.op == "dense" else 0
+        if node.op == "dense" and (c % BLOCK or not _only_pointwise(readers[source])):
+            copy = Node(f"{node.name}/input", "gather_channels", (source,), {"index": tuple(range(c))})
+            nodes.append(copy)
+            node = replace(node, inputs=(copy.name, *node.inputs[1:]))
+        nodes.append(node)
+    return graph.replace(nodes=tuple(nodes))
+
+
+def node_channels(graph: Graph, name: str) -> int:
+    """Channels of a tensor; they do not depend on the size of the picture."""
+    return infer_shapes(graph, 1, *graph.input_size)[name][3]
+
+
 def reads_one_pixel(graph: Graph, node: Node) -> bool:
     """Whether the node's input is a map of one pixel for every picture size."""
     source = graph[node.inputs[0]]
-    while source.op in ("activation", "softmax", "add", "batch_norm") or (
+    while source.op in ("activation", "softmax", "add", "mul", "batch_norm") or (
         source.op == "conv2d" and source.params["weight"].shape[1:3] == (1, 1)
     ):
         source = graph[source.inputs[0]]

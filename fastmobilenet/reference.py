@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from .graph import Activation, Graph, Node, infer_shapes, kernel_size, resolve_padding
+from .graph import Activation, Graph, Node, Padding, infer_shapes, kernel_size, resolve_padding
 
 
 def activate(x: np.ndarray, activation: Activation | None) -> np.ndarray:
@@ -29,8 +30,7 @@ def _windows(x: np.ndarray, node: Node, fill: float) -> np.ndarray:
     kh, kw = kernel_size(node)
     sh, sw = node.attrs["stride"]
     dh, dw = node.attrs.get("dilation", (1, 1))
-    top, bottom, left, right = resolve_padding(node, x.shape[1], x.shape[2])
-    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    x = _pad(x, resolve_padding(node, x.shape[1], x.shape[2]), fill)
     span = ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
     view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
     return view[:, ::sh, ::sw, :, ::dh, ::dw].transpose(0, 1, 2, 4, 5, 3)
@@ -80,20 +80,24 @@ def batch_norm(node: Node, x: np.ndarray) -> np.ndarray:
 def avg_pool2d(node: Node, x: np.ndarray) -> np.ndarray:
     """Mean over the window. Padding counts as zeros with ``count_padding`` and not without it; what a ``ceil`` window
     reads beyond the padding never counts."""
-    total = _windows(x, node, 0.0).sum(axis=(3, 4))
-    h, w = x.shape[1:3]
-    counted = np.ones((1, h, w, 1))
+    padding = node.attrs["padding"]
+    counted = np.ones((1, *x.shape[1:3], 1))
     if node.attrs.get("count_padding", False):
-        padded = resolve_padding(node, h, w)
-        if node.attrs.get("ceil", False):
-            padded = node.attrs["padding"]
-        extra = tuple(a - b for a, b in zip(resolve_padding(node, h, w), padded, strict=True))
-        kh, kw = kernel_size(node)
-        sh, sw = node.attrs["stride"]
-        grid = np.pad(np.ones((h + padded[0] + padded[1], w + padded[2] + padded[3])), (extra[:2], extra[2:]))
-        view = np.lib.stride_tricks.sliding_window_view(grid, (kh, kw))[::sh, ::sw]
-        return np.asarray(total / view.sum(axis=(2, 3))[None, :, :, None])
-    return np.asarray(total / _windows(counted, node, 0.0).sum(axis=(3, 4)))
+        if isinstance(padding, str):
+            padding = resolve_padding(node, *x.shape[1:3])
+        # The padding becomes a part of the map. A ceil window still begins inside of the map alone.
+        _, bottom, _, right = resolve_padding(node, *x.shape[1:3])
+        beyond = (0, bottom - padding[1], 0, right - padding[3])
+        x, counted = _pad(_pad(x, padding, 0.0), beyond, 0.0), _pad(_pad(counted, padding, 1.0), beyond, 0.0)
+        node = replace(node, attrs={**node.attrs, "padding": (0, 0, 0, 0), "ceil": False})
+    total: np.ndarray = _windows(x, node, 0.0).sum(axis=(3, 4))
+    mean: np.ndarray = total / _windows(counted, node, 0.0).sum(axis=(3, 4))
+    return mean
+
+
+def _pad(x: np.ndarray, padding: Padding, value: float) -> np.ndarray:
+    top, bottom, left, right = padding
+    return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value)
 
 
 def max_pool2d(node: Node, x: np.ndarray) -> np.ndarray:

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from fastmobilenet import _native
+from fastmobilenet import _native, reference
+from fastmobilenet.graph import HARD_SWISH, RELU, RELU6, Activation
+from fastmobilenet.lower import _act
 
 from .guarded import Guarded
 
 ALL = ("scalar", "avx2", "avx512", "neon")
 BLOCK = 16
-INF = math.inf
+#: What the kernels of convolutions apply themselves.
+ACTS = (Activation("clamp"), RELU6, RELU, HARD_SWISH)
 
 
 def listed(op: str) -> list:
@@ -71,7 +74,7 @@ def gemm_case(seed: int, pixels: int, nb: int, xs: int, lengths: list[int], miss
     }
 
 
-def gemm_expected(case: dict, pixels: int, xs: int, add: bool, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray]:
+def gemm_expected(case: dict, pixels: int, xs: int, add: bool, act: Activation) -> tuple[np.ndarray, np.ndarray]:
     """The exact result (nb, pixels, 16) and the sum of magnitudes for its error bound."""
     index = np.concatenate([np.arange(s, s + n) for s, n in case["segments"]])
     a = np.stack([case["a"][i * xs + index] for i in range(pixels)]).astype(np.float64)
@@ -83,7 +86,7 @@ def gemm_expected(case: dict, pixels: int, xs: int, add: bool, lo: float, hi: fl
     if add:
         exact = exact + case["add"]
         magnitude = magnitude + abs(case["add"])
-    return np.clip(exact, lo, hi), magnitude
+    return reference.activate(exact, act), magnitude
 
 
 @pytest.mark.parametrize("isa, kernel", listed("gemm_f32"))
@@ -95,7 +98,7 @@ def test_gemm(isa: str, kernel: dict) -> None:
         tiles = 1 + seed % 3
         pixels = tiles * mr
         case = gemm_case(seed, pixels, nb, pixel, lengths, 8 * half)
-        add, (lo, hi) = seed % 2 == 0, ((-INF, INF), (0.0, 6.0), (0.0, INF))[seed % 3]
+        add, act = seed % 2 == 0, ACTS[seed % 4]
         guarded = Guarded()
         c = guarded.floats(nb * pixels * BLOCK)
         _native._test_gemm(
@@ -103,9 +106,9 @@ def test_gemm(isa: str, kernel: dict) -> None:
             guarded.floats(case["a"].size, case["a"]), 0, case["segments"],
             guarded.floats(case["b"].size, case["b"]),
             guarded.floats(case["bias"].size, case["bias"]), c, pixels * BLOCK,
-            guarded.floats(case["add"].size, case["add"]) if add else None, pixels * BLOCK, lo, hi,
+            guarded.floats(case["add"].size, case["add"]) if add else None, pixels * BLOCK, _act(act),
         )  # fmt: skip
-        exact, magnitude = gemm_expected(case, pixels, pixel, add, lo, hi)
+        exact, magnitude = gemm_expected(case, pixels, pixel, add, act)
         # Channels first; those of the missing half block need not be written.
         found, exact, magnitude = (
             v.transpose(1, 0, 2).reshape(pixels, -1)[:, :channels] for v in (c.reshape(exact.shape), exact, magnitude)
@@ -126,7 +129,7 @@ def test_gemm_passes_nan_and_keeps_to_its_tile(isa: str, kernel: dict) -> None:
     c = np.full(nb * (mr * BLOCK + gap), 77.0, np.float32)
     _native._test_gemm(
         isa, 1, mr, nb, half, xs, pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
-        mr * BLOCK + gap, None, 0, 0.0, 6.0,
+        mr * BLOCK + gap, None, 0, _act(RELU6),
     )  # fmt: skip
     blocks = c.reshape(nb, -1)
     assert (blocks[:, mr * BLOCK :] == 77.0).all()
@@ -154,7 +157,7 @@ def test_depthwise(isa: str, kernel: dict, ow: int) -> None:
         src = rng.standard_normal((ih, iw, BLOCK)).astype(np.float32)
         w = rng.standard_normal((size, size, BLOCK)).astype(np.float32)
         bias = rng.standard_normal(BLOCK).astype(np.float32)
-        lo, hi = ((-INF, INF), (0.0, 6.0))[oh % 2]
+        act = ACTS[oh % 4]
         order = range(ih) if kernel["k"] else [y * stride + ky for y in range(oh) for ky in range(size)]
         for at_start in (False, True):
             guarded = Guarded()
@@ -162,10 +165,10 @@ def test_depthwise(isa: str, kernel: dict, ow: int) -> None:
             _native._test_dw(
                 isa, kernel["k"], kernel["stride"], guarded.floats(src.size, src, at_start=at_start),
                 [y * iw * BLOCK for y in order], guarded.floats(w.size, w, at_start=at_start),
-                guarded.floats(BLOCK, bias, at_start=at_start), dst, ow * BLOCK, oh, ow, lo, hi,
+                guarded.floats(BLOCK, bias, at_start=at_start), dst, ow * BLOCK, oh, ow, _act(act),
                 (size, size), (stride, stride), 1,
             )  # fmt: skip
-            exact = np.clip(dw_expected(src, w, bias, oh, ow, stride), lo, hi)
+            exact = reference.activate(dw_expected(src, w, bias, oh, ow, stride), act)
             assert np.abs(dst.reshape(oh, ow, BLOCK) - exact).max() < 30 * tolerance(size * size)
 
 

@@ -262,10 +262,6 @@ def test_what_does_not_fit_is_named() -> None:
         engine.run(picture(9, 9).astype(np.float64), pixels=False)
     with pytest.raises(ValueError, match="3 channels"):
         engine.run(picture(9, 9, 4), pixels=False)
-    b = GraphBuilder()
-    grouped = conv(b, conv(b, b.add("input"), 3, 8), 8, 8, groups=2)
-    with pytest.raises(ModelError, match="groups"):
-        Engine(b.build(grouped))
     with pytest.raises(ValueError, match="scalar"):
         Engine(residual_net(), "sse9")
 

@@ -1,6 +1,6 @@
 // Depthwise convolution of one block of 16 channels: rows of input pixels in, rows of output pixels out.
 //
-//   dst[y][x] = clamp(bias + sum_ky,kx rows[y * S + ky][x * S + kx] * w[ky][kx])
+//   dst[y][x] = act(bias + sum_ky,kx rows[y * S + ky][x * S + kx] * w[ky][kx])
 //
 // The rows carry their left and right padding with them (the planner leaves room in the tensor), and a row
 // above or below the picture is a row of zeros: there is no border case here.
@@ -12,7 +12,7 @@
 // Tails: a row of ow outputs is cut into tiles of nearly equal width, 1 to 7, each with code of its own.
 #pragma once
 
-#include "runtime/kernel_table.h"
+#include "kernels/activation.h"
 
 namespace fmn::FMN_ISA {
 namespace {
@@ -22,7 +22,7 @@ constexpr int DW_MAX_WIDTH = 7;
 // One vector (LANES channels) of a tile.
 template <int K, int S, int RH, int RW>
 inline __attribute__((always_inline)) void dw_tile(const float* const* rows, ptrdiff_t at, const float* w, Vec bias,
-                                                   float* dst, ptrdiff_t dst_stride, Vec lo, Vec hi) {
+                                                   float* dst, ptrdiff_t dst_stride, const Finish& finish) {
   Vec acc[RH][RW];
 #pragma GCC unroll 8
   for (int q = 0; q < RH; ++q) {
@@ -54,11 +54,9 @@ inline __attribute__((always_inline)) void dw_tile(const float* const* rows, ptr
       }
     }
   }
-#pragma GCC unroll 8
-  for (int q = 0; q < RH; ++q) {
-#pragma GCC unroll 8
-    for (int x = 0; x < RW; ++x) store(dst + q * dst_stride + x * BLOCK, clamp(acc[q][x], lo, hi));
-  }
+  finish_tile(
+      acc,
+      finish, [&](int q, int x, Vec y) __attribute__((always_inline)) { store(dst + q * dst_stride + x * BLOCK, y); });
 }
 
 // RH rows of outputs, in tiles of width RW and, where ow leaves no other way, RW - 1.
@@ -66,15 +64,16 @@ template <int K, int S, int RH, int RW>
 void dw_rows(const float* const* rows, const DwArgs& d, float* dst) {
   const ptrdiff_t tiles = (d.ow + RW - 1) / RW;
   const ptrdiff_t wide = tiles - (tiles * RW - d.ow);  // the others are one narrower
+  const Finish finish(d.act);
   for (int v = 0; v < BLOCK; v += LANES) {
-    const Vec bias = load(d.bias + v), lo = set1(d.lo), hi = set1(d.hi);
+    const Vec bias = load(d.bias + v);
     ptrdiff_t x = 0;
     for (ptrdiff_t t = 0; t < tiles; ++t) {
       if (t < wide) {
-        dw_tile<K, S, RH, RW>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, lo, hi);
+        dw_tile<K, S, RH, RW>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, finish);
         x += RW;
       } else if constexpr (RW > 1) {
-        dw_tile<K, S, RH, RW - 1>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, lo, hi);
+        dw_tile<K, S, RH, RW - 1>(rows, x * S * BLOCK + v, d.w + v, bias, dst + x * BLOCK + v, d.dst_stride, finish);
         x += RW - 1;
       }
     }
@@ -107,7 +106,6 @@ void dw(const DwArgs& d) {
 
 // Any kernel size, stride and dilation, one output at a time.
 void dw_any(const DwArgs& d) {
-  const Vec lo = set1(d.lo), hi = set1(d.hi);
   for (ptrdiff_t y = 0; y < d.oh; ++y) {
     for (ptrdiff_t x = 0; x < d.ow; ++x) {
       for (int v = 0; v < BLOCK; v += LANES) {
@@ -118,7 +116,7 @@ void dw_any(const DwArgs& d) {
             acc = fma(load(row + kx * d.dilation_w * BLOCK), load(d.w + (ky * d.kw + kx) * BLOCK + v), acc);
           }
         }
-        store(d.dst + y * d.dst_stride + x * BLOCK + v, clamp(acc, lo, hi));
+        store(d.dst + y * d.dst_stride + x * BLOCK + v, activate(acc, d.act));
       }
     }
   }

@@ -1,46 +1,56 @@
-// Element-wise kernels, the mean over a map, and what turns a picture into floats.
+// Element-wise kernels, and what turns a picture into floats.
 #pragma once
 
-#include "runtime/kernel_table.h"
+#include <cmath>
+
+#include "kernels/activation.h"
 
 namespace fmn::FMN_ISA {
 namespace {
 
-// dst[i] = clamp(a[i] + b[i]); without b, clamp(a[i]). n is a multiple of 16.
-void add(const float* a, const float* b, float* dst, ptrdiff_t n, float lo, float hi) {
-  const Vec vlo = set1(lo), vhi = set1(hi);
-  for (ptrdiff_t i = 0; i < n; i += LANES) {
-    const Vec x = b == nullptr ? load(a + i) : plus(load(a + i), load(b + i));
-    store(dst + i, clamp(x, vlo, vhi));
-  }
-}
-
-// Four chains, so that the sum does not wait for the latency of the addition; their order is fixed.
-void global_avg_pool(const PoolArgs& p) {
-  const Vec count = set1(static_cast<float>(p.h * p.w));
-  for (int v = 0; v < BLOCK; v += LANES) {
-    Vec sum[4] = {zero(), zero(), zero(), zero()};
-    for (ptrdiff_t y = 0; y < p.h; ++y) {
-      const float* row = p.src + y * p.row_stride + v;
-      ptrdiff_t x = 0;
-      for (; x + 4 <= p.w; x += 4) {
+template <class F>
+inline void map(const EltArgs& e, F f) {
+  for (ptrdiff_t i = 0; i < e.n; i += BLOCK) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) sum[i] = plus(sum[i], load(row + (x + i) * BLOCK));
-      }
-      for (; x < p.w; ++x) sum[0] = plus(sum[0], load(row + x * BLOCK));
-    }
-    store(p.dst + v, over(plus(plus(sum[0], sum[1]), plus(sum[2], sum[3])), count));
+    for (int v = 0; v < BLOCK; v += LANES) store(e.dst + i + v, f(i + v, v));
   }
 }
 
-// dst[i] = (src[i] - mean[i % 48]) / std[i % 48]: 48 is a multiple of the three channels and of every vector.
+// Two walks for what is not a clamp: such a layer is rare, and the second finds its values in the cache.
+template <class Op>
+void binary(const EltArgs& e, Op op) {
+  const bool clamped = e.act.kind == ActKind::clamp;
+  const Vec lo = set1(clamped ? e.act.lo : -INFINITY), hi = set1(clamped ? e.act.hi : INFINITY);
+  if (e.b == nullptr) {
+    map(e, [&](ptrdiff_t i, int) { return clamp(load(e.a + i), lo, hi); });
+  } else if (e.b_is_one_pixel) {
+    map(e, [&](ptrdiff_t i, int v) { return clamp(op(load(e.a + i), load(e.b + v)), lo, hi); });
+  } else {
+    map(e, [&](ptrdiff_t i, int) { return clamp(op(load(e.a + i), load(e.b + i)), lo, hi); });
+  }
+  if (!clamped) map(e, [&](ptrdiff_t i, int) { return activate(load(e.dst + i), e.act); });
+}
+
+void add(const EltArgs& e) {
+  binary(e, [](Vec a, Vec b) { return plus(a, b); });
+}
+
+void mul(const EltArgs& e) {
+  binary(e, [](Vec a, Vec b) { return times(a, b); });
+}
+
+inline Vec load_as_float(const uint8_t* p) { return load_u8(p); }
+inline Vec load_as_float(const float* p) { return load(p); }
+
+// dst[i] = (src[i] - mean[i % PERIOD]) / std[i % PERIOD].
 // A division, not a multiplication by the inverse: 255 gives exactly 1 for mean = std = 127.5.
-void normalize_u8(const uint8_t* src, float* dst, ptrdiff_t n, const float* mean, const float* std) {
+template <class T>
+void normalize(const T* src, float* dst, ptrdiff_t n, const float* mean, const float* std) {
   ptrdiff_t i = 0;
-  for (; i + 48 <= n; i += 48) {
+  for (; i + NORMALIZE_PERIOD <= n; i += NORMALIZE_PERIOD) {
 #pragma GCC unroll 12
-    for (int v = 0; v < 48; v += LANES) {
-      store(dst + i + v, over(minus(load_u8(src + i + v), load(mean + v)), load(std + v)));
+    for (int v = 0; v < NORMALIZE_PERIOD; v += LANES) {
+      store(dst + i + v, over(minus(load_as_float(src + i + v), load(mean + v)), load(std + v)));
     }
   }
   for (int v = 0; i < n; ++i, ++v) dst[i] = (static_cast<float>(src[i]) - mean[v]) / std[v];

@@ -1,6 +1,6 @@
 // Start reading here: the tile that all convolutions but the depthwise ones are made of.
 //
-//   c[i][o] = clamp(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o])     i < MR pixels, o < 16 NB channels
+//   c[i][o] = act(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o])     i < MR pixels, o < 16 NB channels
 //
 // A is read where it lies: pixel i is i * XS floats after the first (16 in the blocked layout, 16 * stride for
 // a strided convolution, channels * stride in an image), and k runs through segments (Segment in
@@ -23,7 +23,7 @@
 // Tails: any MR and any segment length; channels of the last block beyond oc have zero weights.
 #pragma once
 
-#include "runtime/kernel_table.h"
+#include "kernels/activation.h"
 
 namespace fmn::FMN_ISA {
 namespace {
@@ -121,7 +121,7 @@ void gemm_tile(const GemmArgs& g) {
       }
     }
     float* const c = g.c + at;
-    const Vec lo = set1(g.lo), hi = set1(g.hi);  // not before: the loop above needs all registers
+    const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);  // not before: the loop above needs all registers
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
@@ -129,6 +129,7 @@ void gemm_tile(const GemmArgs& g) {
         store(c + i * BLOCK + (j / VECS) * g.c_stride + (j % VECS) * LANES, clamp(acc[i][j], lo, hi));
       }
     }
+    if (g.act.kind != ActKind::clamp) swish_tile<MR, NB>(c, g.c_stride, g.act);
   }
 }
 
@@ -160,13 +161,12 @@ void gemv_panels(const GemvArgs& g, ptrdiff_t block) {
 #pragma GCC unroll 16
     for (int j = 0; j < PANELS * NV; ++j) even[j] = fma(x0, load(b + (j / NV) * stride + (j % NV) * LANES), even[j]);
   }
-  const Vec lo = set1(g.lo), hi = set1(g.hi);
 #pragma GCC unroll 16
   for (int j = 0; j < PANELS * NV; ++j) {
     const ptrdiff_t at = block * BLOCK + j * LANES;
     Vec sum = plus(even[j], odd[j]);
     if (g.add != nullptr) sum = plus(sum, load(g.add + at));
-    store(g.dst + at, clamp(sum, lo, hi));
+    store(g.dst + at, activate(sum, g.act));
   }
 }
 

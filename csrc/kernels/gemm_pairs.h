@@ -58,23 +58,29 @@ void gemm_pairs(const GemmArgs& g) {
       }
       for (; k > 0; --k, ++a, b += 24) pair_steps<1>(acc, half, a, xs, b);
     }
-    const Vec lo = set1(g.lo), hi = set1(g.hi);
-    float* const c = g.c + tile * MR * BLOCK;
-    const float* const add = g.add + tile * MR * BLOCK;
+    if (g.add != nullptr) {
+      const float* const add = g.add + tile * MR * BLOCK;
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      if (g.add != nullptr) acc[i] = plus(acc[i], load(add + i * BLOCK));
-      store(c + i * BLOCK, clamp(acc[i], lo, hi));
-      if (i % 2 == 0) {
-        const int other = i + 1 < MR ? i + 1 : i;
-        if (g.add != nullptr) {
+      for (int i = 0; i < MR; ++i) {
+        acc[i] = plus(acc[i], load(add + i * BLOCK));
+        if (i % 2 == 0) {
           const float* second = add + g.add_stride;
+          const int other = i + 1 < MR ? i + 1 : i;
           half[i / 2] = plus(half[i / 2], load_halves(second + i * BLOCK, second + other * BLOCK));
         }
-        float* const second = c + g.c_stride;
-        store_halves(second + i * BLOCK, other > i ? second + other * BLOCK : nullptr, clamp(half[i / 2], lo, hi));
       }
     }
+    float* const c = g.c + tile * MR * BLOCK;
+    const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      store(c + i * BLOCK, clamp(acc[i], lo, hi));
+      if (i % 2 == 0) {
+        float* const second = c + g.c_stride + i * BLOCK;
+        store_halves(second, i + 1 < MR ? second + BLOCK : nullptr, clamp(half[i / 2], lo, hi));
+      }
+    }
+    if (g.act.kind != ActKind::clamp) swish_tile<MR, 2>(c, g.c_stride, g.act);
   }
 }
 

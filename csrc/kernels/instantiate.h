@@ -4,7 +4,9 @@
 
 #include "kernels/dwconv.h"
 #include "kernels/eltwise.h"
+#include "kernels/gather.h"
 #include "kernels/gemm.h"
+#include "kernels/pool.h"
 
 #define FMN_T(MR, NB, XS) \
   { MR, NB, false, XS, gemm_tile<MR, NB, XS, false> }
@@ -45,8 +47,13 @@
                              sizeof(dw_entries) / sizeof(dw_entries[0]),                                             \
                              gemv,                                                                                   \
                              global_avg_pool,                                                                        \
+                             pool_max,                                                                               \
+                             pool_mean,                                                                              \
                              add,                                                                                    \
-                             normalize_u8,                                                                           \
+                             mul,                                                                                    \
+                             gather,                                                                                 \
+                             normalize<uint8_t>,                                                                     \
+                             normalize<float>,                                                                       \
                              interleave3,                                                                            \
                              peak};                                                                                  \
   }                                                                                                                  \

@@ -27,6 +27,34 @@ inline Vec over(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 // The second operand is returned when either is NaN: with x second, NaN passes through.
 inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, x)); }
+// p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
+inline Vec times_power_of_two(Vec p, Vec n) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+}
+inline Vec max_or_nan(Vec a, Vec b) {  // the maximum is b if either is NaN
+  return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
+// Takes dst[i] = src[lane[i]] in a block of 16, where lane[i] is not negative.
+struct Pick {
+  __m256i lane[2];
+  explicit Pick(const int* lanes) {
+    for (int h = 0; h < 2; ++h) lane[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + 8 * h));
+  }
+  void replace(float* dst, const float* src) const { take(dst, src, zero(), zero()); }
+  void merge(float* dst, const float* src) const { take(dst, src, load(dst), load(dst + 8)); }
+
+ private:
+  void take(float* dst, const float* src, Vec old0, Vec old1) const {
+    const Vec low = load(src), high = load(src + 8), old[2] = {old0, old1};
+    for (int h = 0; h < 2; ++h) {
+      // Bit 3 of a lane says which half of the source it is in, the sign whether it is wanted at all.
+      const Vec from_high = _mm256_castsi256_ps(_mm256_slli_epi32(lane[h], 28));
+      const Vec v =
+          _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, lane[h]), _mm256_permutevar8x32_ps(high, lane[h]), from_high);
+      store(dst + 8 * h, _mm256_blendv_ps(v, old[h], _mm256_castsi256_ps(lane[h])));
+    }
+  }
+};
 inline Vec load_u8(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }

@@ -27,6 +27,24 @@ inline Vec over(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // The second operand is returned when either is NaN: with x second, NaN passes through.
 inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, x)); }
+// p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
+inline Vec times_power_of_two(Vec p, Vec n) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
+inline Vec max_or_nan(Vec a, Vec b) {  // the maximum is b if either is NaN
+  return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
+// Takes dst[i] = src[lane[i]] in a block of 16, where lane[i] is not negative.
+struct Pick {
+  __m512i lane;
+  __mmask16 mine;
+  explicit Pick(const int* lanes)
+      : lane(_mm512_loadu_si512(lanes)), mine(_mm512_cmpge_epi32_mask(lane, _mm512_setzero_si512())) {}
+  void replace(float* dst, const float* src) const { store(dst, _mm512_maskz_permutexvar_ps(mine, lane, load(src))); }
+  void merge(float* dst, const float* src) const {
+    store(dst, _mm512_mask_permutexvar_ps(load(dst), mine, lane, load(src)));
+  }
+};
 inline Vec load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

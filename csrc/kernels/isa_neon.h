@@ -27,6 +27,31 @@ inline Vec over(Vec a, Vec b) { return vdivq_f32(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 // FMAX and FMIN return NaN when either operand is NaN.
 inline Vec clamp(Vec x, Vec lo, Vec hi) { return vminq_f32(vmaxq_f32(x, lo), hi); }
+// p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
+inline Vec times_power_of_two(Vec p, Vec n) {
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(n), 23)));
+}
+inline Vec max_or_nan(Vec a, Vec b) { return vmaxq_f32(a, b); }
+// Takes dst[i] = src[lane[i]] in a block of 16, where lane[i] is not negative.
+struct Pick {
+  uint8x16_t bytes[4];  // where each byte is in the source; 255 is out of range and leaves what was there
+  explicit Pick(const int* lanes) {
+    uint8_t at[64];
+    for (int i = 0; i < 64; ++i) at[i] = lanes[i / 4] < 0 ? 255 : static_cast<uint8_t>(lanes[i / 4] * 4 + i % 4);
+    for (int v = 0; v < 4; ++v) bytes[v] = vld1q_u8(at + 16 * v);
+  }
+  void replace(float* dst, const float* src) const {
+    const uint8x16x4_t block = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(src));
+    for (int v = 0; v < 4; ++v) store(dst + 4 * v, vreinterpretq_f32_u8(vqtbl4q_u8(block, bytes[v])));
+  }
+  void merge(float* dst, const float* src) const {
+    const uint8x16x4_t block = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(src));
+    for (int v = 0; v < 4; ++v) {
+      const uint8x16_t old = vreinterpretq_u8_f32(load(dst + 4 * v));
+      store(dst + 4 * v, vreinterpretq_f32_u8(vqtbx4q_u8(old, block, bytes[v])));
+    }
+  }
+};
 inline Vec load_u8(const uint8_t* p) {
   const uint32x4_t bytes = {p[0], p[1], p[2], p[3]};
   return vcvtq_f32_u32(bytes);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace fmn::FMN_ISA {
 namespace {
@@ -35,6 +36,30 @@ inline Vec clamp(Vec x, Vec lo, Vec hi) {
   }
   return x;
 }
+// p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
+inline Vec times_power_of_two(Vec p, Vec n) {
+  uint32_t bits[4], exponent[4];
+  std::memcpy(bits, p.v, sizeof bits);
+  std::memcpy(exponent, n.v, sizeof exponent);
+  for (int i = 0; i < 4; ++i) bits[i] += exponent[i] << 23;
+  std::memcpy(p.v, bits, sizeof bits);
+  return p;
+}
+inline Vec max_or_nan(Vec a, Vec b) {  // a comparison with NaN is false
+  for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] > b.v[i] || a.v[i] != a.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+// Takes dst[i] = src[lane[i]] in a block of 16, where lane[i] is not negative.
+struct Pick {
+  const int* lane;
+  explicit Pick(const int* lanes) : lane(lanes) {}
+  void replace(float* dst, const float* src) const {
+    for (int i = 0; i < 16; ++i) dst[i] = lane[i] < 0 ? 0.0f : src[lane[i]];
+  }
+  void merge(float* dst, const float* src) const {
+    for (int i = 0; i < 16; ++i) dst[i] = lane[i] < 0 ? dst[i] : src[lane[i]];
+  }
+};
 inline Vec load_u8(const uint8_t* p) {
   return {{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }

@@ -25,7 +25,7 @@ class ConvOp final : public Op {
     list_rows(src, add, spec.window);
     // What is larger than the cache is walked once, the other once for each step of it.
     const PackedWeights& w = *spec.weights;
-    const ptrdiff_t weight_floats = w.k() * BLOCK * w.blocks();
+    const ptrdiff_t weight_floats = w.floats();
     panels_outside_ = weight_floats > L2_FLOATS / 2 || src.floats() + dst.floats() < L2_FLOATS;
   }
 
@@ -116,20 +116,17 @@ class DenseOp final : public Op {
     const Range blocks{panels.begin * panel, std::min(panels.end * panel, n)};
     GemvArgs g;
     g.x = frame.arena + src_;
-    g.k = w.k();
+    g.k = w.k(w.panels.front());
     g.b = w.weight + blocks.begin * g.k * BLOCK;
     g.bias = w.bias + blocks.begin * BLOCK;
     g.add = add_ >= 0 ? frame.arena + add_ + blocks.begin * BLOCK : nullptr;
     g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
     g.n_blocks = blocks.end - blocks.begin;
-    g.lo = spec_.lo;
-    g.hi = spec_.hi;
+    g.act = spec_.act;
     table_.gemv(g);
   }
 
-  WeightStream first_weights() const override {
-    return {spec_.weights->weight, spec_.weights->k() * BLOCK * spec_.weights->blocks()};
-  }
+  WeightStream first_weights() const override { return {spec_.weights->weight, spec_.weights->floats()}; }
 
  private:
   const KernelTable& table_;
@@ -148,9 +145,11 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
         "the tensor to add has another shape");
   ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && !w.has_half() && dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
+  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && dense(src) && dense(dst) &&
+      (add == nullptr || dense(*add))) {
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }
+  check_act(name, spec.act);
   return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, spec);
 }
 

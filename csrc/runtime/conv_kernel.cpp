@@ -16,20 +16,13 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
         "strides and dilations must be positive");
 
-  for (int ky = 0; ky < w.kh; ++ky) {
-    const ptrdiff_t row = ptrdiff_t{ky} * window.dilation_h * src.pitch();
-    if (src.image && window.dilation_w == 1) {  // the pixels of a window row follow each other
-      segments_.push_back({row, ptrdiff_t{w.kw} * w.ic});
-      continue;
+  for (const Panel& p : w.panels) {
+    const Panel* before = &p == w.panels.data() ? nullptr : &p - 1;
+    if (before == nullptr || p.ic_begin != before->ic_begin || p.ic_end != before->ic_end) {
+      segments_.push_back(cut(src, p));
     }
-    for (int kx = 0; kx < w.kw; ++kx) {
-      const ptrdiff_t at = row + ptrdiff_t{kx} * window.dilation_w * src.pixel();
-      for (int ic = 0; ic < w.ic; ic += src.image ? w.ic : BLOCK) {
-        segments_.push_back({at + ic / BLOCK * src.block_stride(), src.image ? w.ic : std::min(BLOCK, w.ic - ic)});
-      }
-    }
+    segments_of_.push_back(segments_.size() - 1);
   }
-  segments_per_row_ = static_cast<int>(segments_.size()) / w.kh;
 
   xs_ = ptrdiff_t{src.pixel()} * window.stride_w;
   int xs = static_cast<int>(xs_);
@@ -47,14 +40,36 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x" + std::to_string(nb * BLOCK);
 }
 
+ConvKernel::Segments ConvKernel::cut(const Tensor& src, const Panel& panel) const {
+  const PackedWeights& w = *spec_.weights;
+  const Window& window = spec_.window;
+  Segments s;
+  for (int ky = 0; ky < w.kh; ++ky) {
+    const ptrdiff_t row = ptrdiff_t{ky} * window.dilation_h * src.pitch();
+    if (src.image && window.dilation_w == 1 && w.groups == 1) {  // the pixels of a window row follow each other
+      s.list.push_back({row, ptrdiff_t{w.kw} * w.ic});
+      continue;
+    }
+    for (int kx = 0; kx < w.kw; ++kx) {
+      const ptrdiff_t at = row + ptrdiff_t{kx} * window.dilation_w * src.pixel();
+      for (int ic = panel.ic_begin; ic < panel.ic_end;) {
+        const int end = src.image ? panel.ic_end : std::min(panel.ic_end, (ic / BLOCK + 1) * BLOCK);
+        s.list.push_back({at + (src.image ? ic : ic / BLOCK * src.block_stride() + ic % BLOCK), end - ic});
+        ic = end;
+      }
+    }
+  }
+  s.per_row = static_cast<int>(s.list.size()) / w.kh;
+  return s;
+}
+
 ConvKernel::Rows ConvKernel::rows(int y) const {
   const PackedWeights& w = *spec_.weights;
   const int dilation = spec_.window.dilation_h;
   int first = 0, last = w.kh;
   while (first < last && top(y) + first * dilation < 0) ++first;
   while (last > first && top(y) + (last - 1) * dilation >= src_h_) --last;
-  return {segments_.data() + first * segments_per_row_, (last - first) * segments_per_row_,
-          ptrdiff_t{first} * w.kw * w.ic};
+  return {first, last};
 }
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
@@ -63,21 +78,22 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
   const int size = (pixels.count + n - 1) / n, wide = n - (n * size - pixels.count);  // tiles of `size` pixels
   GemmArgs g;
   g.xs = xs_;
-  g.segs = rows.segs;
-  g.n_segs = rows.n_segs;
-  g.b = spec_.weights->panel(panel) + rows.b * panel.width();
+  const Segments& segments = segments_[segments_of_[static_cast<size_t>(&panel - panels().data())]];
+  g.segs = segments.list.data() + ptrdiff_t{rows.begin} * segments.per_row;
+  g.n_segs = ptrdiff_t{rows.end - rows.begin} * segments.per_row;
+  const ptrdiff_t k = spec_.weights->k(panel);
+  g.b = spec_.weights->panel(panel) + k / spec_.weights->kh * rows.begin * panel.width();
   g.bias = spec_.weights->bias + panel.block * BLOCK;
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
-  g.lo = spec_.lo;
-  g.hi = spec_.hi;
+  g.act = spec_.act;
   const auto some = [&](ptrdiff_t begin, ptrdiff_t end, ptrdiff_t x, int mr) {
     if (begin >= end) return;
     g.tiles = end - begin;
     g.a = pixels.a + x * xs_;
     g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
-    const char* soon = ahead.take(spec_.weights->k() * g.tiles);
+    const char* soon = ahead.take(k * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     fns_[fn_index(panel, mr)](g);
   };

@@ -14,9 +14,7 @@ class ConvKernel {
  public:
   // The part of the window that lies inside of the map, for one output row.
   struct Rows {
-    const Segment* segs;
-    int n_segs;
-    ptrdiff_t b;  // k of a panel that belong to window rows above the map
+    int begin, end;  // rows of the window
   };
   // Pixels that follow each other, without the panel. They are cut into tiles of nearly equal size: some of n pixels,
   // then some of n - 1.
@@ -51,7 +49,7 @@ class ConvKernel {
   WeightStream stream(ptrdiff_t p) const {
     if (p >= static_cast<ptrdiff_t>(panels().size())) return {};
     const Panel& panel = panels()[static_cast<size_t>(p)];
-    return {spec_.weights->panel(panel), spec_.weights->k() * panel.width()};
+    return {spec_.weights->panel(panel), spec_.weights->k(panel) * panel.width()};
   }
 
   // What to fetch during panel p if `next` is read after this layer.
@@ -62,9 +60,15 @@ class ConvKernel {
  private:
   const ConvSpec spec_;
   const int src_h_;
-  std::vector<Segment> segments_;  // (ky, kx, channel block), as the weights lie
-  int segments_per_row_ = 0;       // of one ky
-  std::vector<GemmFn> fns_;        // [nb][half][mr]
+  // (ky, kx, channel block), as the weights lie. Panels that read the same channels share a list.
+  struct Segments {
+    std::vector<Segment> list;
+    int per_row = 0;  // of one ky
+  };
+  Segments cut(const Tensor& src, const Panel& panel) const;
+  std::vector<Segments> segments_;
+  std::vector<size_t> segments_of_;  // of a panel
+  std::vector<GemmFn> fns_;          // [nb][half][mr]
   size_t fn_index(const Panel& p, int mr) const {
     return static_cast<size_t>((p.nb * 2 + (p.half ? 1 : 0)) * (mr_ + 1) + mr);
   }

@@ -10,6 +10,24 @@ namespace fmn {
 // Activations lie as [ceil(c/16)][h][w][16]; a pixel of one block is 16 floats = 64 bytes.
 constexpr int BLOCK = 16;
 
+// normalize_u8 and normalize_f32 repeat their means after so many values: a multiple of 1, 2, 3 or 4 channels and of
+// every vector.
+constexpr int NORMALIZE_PERIOD = 48;
+
+// The function behind a layer. NaN in gives NaN out.
+enum class ActKind : int {
+  clamp,         // min(max(x, lo), hi)
+  hard_sigmoid,  // min(max(alpha * x + beta, 0), 1)
+  hard_swish,    // x * hard_sigmoid(x)
+  sigmoid,       // 1 / (1 + exp(-x))
+  swish,         // x * sigmoid(x)
+};
+struct Act {
+  ActKind kind;
+  float lo, hi;       // of clamp
+  float alpha, beta;  // of the hard ones
+};
+
 // `len` consecutive values of A, `offset` floats after the tile's first pixel. A convolution is a GEMM whose
 // K dimension is a list of such runs: one a channel block for 1x1, one a (row, column, block) for KxK.
 struct Segment {
@@ -17,8 +35,8 @@ struct Segment {
   ptrdiff_t len;
 };
 
-// c[i][o] = min(max(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o], lo), hi) for nb blocks of o and mr pixels i; and
-// again for the next mr pixels, `tiles` times in all.
+// c[i][o] = act(bias[o] + sum_k a[i][k] * b[k][o] + add[i][o]) for nb blocks of o and mr pixels i; and again for the
+// next mr pixels, `tiles` times in all. act is clamp or hard_swish.
 struct GemmArgs {
   ptrdiff_t tiles;
   const float* a;       // pixel i starts at a + i * xs
@@ -31,11 +49,12 @@ struct GemmArgs {
   ptrdiff_t c_stride;
   const float* add;  // like c, or null
   ptrdiff_t add_stride;
-  float lo, hi;
+  Act act;
   const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; any address is fine
 };
 
-// dst[y][x][o] = clamp(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block.
+// dst[y][x][o] = act(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block. act is clamp or
+// hard_swish.
 struct DwArgs {
   const float* const* rows;  // [(oh - 1) * s + kh] first padded pixel of each input row, 16 floats a pixel
   const float* w;            // [kh * kw][16]
@@ -43,7 +62,7 @@ struct DwArgs {
   float* dst;                // [oh] rows, dst_stride floats apart
   ptrdiff_t dst_stride;
   ptrdiff_t oh, ow;
-  float lo, hi;
+  Act act;
   // Only for the kernel of any size:
   ptrdiff_t kh, kw, stride_h, stride_w, dilation_w;  // rows[] already has the vertical dilation in it
 };
@@ -56,7 +75,7 @@ struct PoolArgs {
   float* dst;  // [16]
 };
 
-// dst[o] = clamp(bias[o] + sum_k x[k] * b[k][o] + add[o]) for n_blocks blocks of 16 outputs.
+// dst[o] = act(bias[o] + sum_k x[k] * b[k][o] + add[o]) for n_blocks blocks of 16 outputs; any act.
 struct GemvArgs {
   const float* x;  // [k]
   ptrdiff_t k;
@@ -65,7 +84,47 @@ struct GemvArgs {
   const float* add;  // or null
   float* dst;        // [n_blocks * 16]
   ptrdiff_t n_blocks;
-  float lo, hi;
+  Act act;
+};
+
+// dst[i] = act(a[i] op b[i]) for n floats, a multiple of 16; any act.
+struct EltArgs {
+  const float* a;
+  const float* b;       // or null: act(a[i])
+  bool b_is_one_pixel;  // b has 16 floats, used for every 16 of a
+  float* dst;           // may be a or b
+  ptrdiff_t n;
+  Act act;
+};
+
+// The columns of a pooling window, cut to what lies inside of the map.
+struct PoolSpan {
+  int begin, end;
+  float count;  // columns that count for a mean
+};
+
+// dst[x] = max or mean over `rows` rows and the columns of spans[x], for one block.
+struct WindowPoolArgs {
+  const float* src;  // column 0 of the first row
+  ptrdiff_t row_stride;
+  ptrdiff_t rows;
+  float row_count;  // rows that count for a mean
+  const PoolSpan* spans;
+  ptrdiff_t ow;
+  float* dst;
+};
+
+// dst[p][i] = src[s][p][lane[s][i]] for the s whose lane[s][i] is not negative (at most one is), 0 if there is none:
+// one block made of channels of other blocks.
+struct GatherSource {
+  const float* src;
+  int lane[BLOCK];
+};
+struct GatherArgs {
+  const GatherSource* sources;
+  ptrdiff_t n_sources;
+  ptrdiff_t pixels;
+  float* dst;
 };
 
 using GemmFn = void (*)(const GemmArgs&);
@@ -93,10 +152,14 @@ struct KernelTable {
   int n_dw;
   void (*gemv)(const GemvArgs&);
   void (*global_avg_pool)(const PoolArgs&);
-  // dst[i] = clamp(a[i] + b[i]), b may be null; n is a multiple of 16.
-  void (*add)(const float* a, const float* b, float* dst, ptrdiff_t n, float lo, float hi);
-  // dst[i] = (src[i] - mean[i % 48]) / std[i % 48]
+  void (*pool_max)(const WindowPoolArgs&);
+  void (*pool_mean)(const WindowPoolArgs&);
+  void (*add)(const EltArgs&);
+  void (*mul)(const EltArgs&);
+  void (*gather)(const GatherArgs&);
+  // dst[i] = (src[i] - mean[i % NORMALIZE_PERIOD]) / std[i % NORMALIZE_PERIOD]
   void (*normalize_u8)(const uint8_t* src, float* dst, ptrdiff_t n, const float* mean, const float* std);
+  void (*normalize_f32)(const float* src, float* dst, ptrdiff_t n, const float* mean, const float* std);  // or in place
   // dst[3 * i + j] = plane_j[i]
   void (*interleave3)(const float* p0, const float* p1, const float* p2, float* dst, ptrdiff_t n);
   // Multiply-add in registers as fast as the core can, `steps` times; returns the flops done.

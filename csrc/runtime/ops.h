@@ -35,11 +35,11 @@ struct Window {
   int pad_top = 0, pad_left = 0;  // what is read beyond the bottom and the right follows from the output size
 };
 
-// A convolution, dense or depthwise, and the clamp behind it.
+// A convolution, dense or depthwise, and the function behind it.
 struct ConvSpec {
   std::shared_ptr<const PackedWeights> weights;
   Window window;
-  float lo, hi;
+  Act act;
 };
 
 enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
@@ -113,11 +113,16 @@ using OpPtr = std::unique_ptr<Op>;
 
 // All factories throw std::invalid_argument when shapes do not fit each other.
 
-// The picture -> dst. mean and std (c values each) are applied to pixels_u8 only; swap reverses the channels there.
-OpPtr make_input(const KernelTable& table, const Tensor& dst, std::vector<float> mean, std::vector<float> std,
+// (x - mean) / std for each channel; empty: x as it is. The number of channels must divide NORMALIZE_PERIOD.
+struct Normalization {
+  std::vector<float> mean, std;
+};
+
+// The picture -> dst. `pixels` is applied to pixels_u8 (swap reverses the channels after it), `floats` to the others.
+OpPtr make_input(const KernelTable& table, const Tensor& dst, const Normalization& pixels, const Normalization& floats,
                  bool swap);
 
-// Any convolution with groups = 1, a dense layer over a 1x1 map included. `add` may be null.
+// Any convolution but a depthwise one, a dense layer over a map of one pixel included. `add` may be null.
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
                 const ConvSpec& spec);
 
@@ -137,12 +142,30 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
 
 OpPtr make_global_avg_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst);
 
-// Mean over a kh x kw window; what lies outside of the map is not counted.
-OpPtr make_avg_pool(std::string name, const Tensor& src, const Tensor& dst, int kh, int kw, const Window& window);
+enum class PoolKind { max, mean };
 
-// dst = clamp(a + b), or clamp(a) without b.
+// A window of rows and one of columns for every row and every column of dst.
+OpPtr make_window_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
+                       std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
+
+// dst = act(a + b), or act(a) without b. b may be one pixel, added to all.
 OpPtr make_add(const KernelTable& table, std::string name, const Tensor& a, const Tensor* b, const Tensor& dst,
-               float lo, float hi);
+               const Act& act);
+
+// dst = act(a * b); b may be one pixel.
+OpPtr make_mul(const KernelTable& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+               const Act& act);
+
+// Channel i of dst is channel index[i] of the concatenated sources.
+OpPtr make_gather(const KernelTable& table, std::string name, const std::vector<Tensor>& sources, const Tensor& dst,
+                  const std::vector<int>& index);
+
+// dst[c] = src[c] / (bias + alpha / size * sum of the squares of `size` channels around c)^beta.
+struct Lrn {
+  int size;
+  double alpha, beta, bias;
+};
+OpPtr make_lrn(std::string name, const Tensor& src, const Tensor& dst, const Lrn& lrn);
 
 OpPtr make_softmax(std::string name, const Tensor& src, const Tensor& dst);
 
@@ -157,10 +180,20 @@ struct Range {
 // Part `index` of `count` nearly equal parts of 0 .. n - 1.
 inline Range split(ptrdiff_t n, int count, int index) { return {n * index / count, n * (index + 1) / count}; }
 
+// Calls f(block, y) for this thread's share of all rows of all blocks.
+template <class F>
+void for_rows(const Tensor& t, const Team& team, int index, F f) {
+  const Range part = split(ptrdiff_t{t.blocks()} * t.h, team.count(), index);
+  for (ptrdiff_t i = part.begin; i < part.end; ++i) f(static_cast<int>(i / t.h), static_cast<int>(i % t.h));
+}
+
 // Zeros the left and right padding of rows y.begin .. y.end - 1 of the given blocks.
 void clear_padding(float* arena, const Tensor& t, Range blocks, Range y);
 
 void check(bool ok, const std::string& name, const char* what);
+
+// That the tiles of convolutions have the function.
+void check_act(const std::string& name, const Act& act);
 
 // That rows of src have the padding that a convolution with ow outputs a row reads.
 void check_padding(const std::string& name, const Tensor& src, int ow, const ConvSpec& spec);

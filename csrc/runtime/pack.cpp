@@ -9,65 +9,86 @@ namespace fmn {
 namespace {
 
 // Full panels first; a half block at the end goes into a panel of the width that the ISA has kernels for.
-std::vector<Panel> cut_panels(int oc, PanelWidths widths) {
-  const int blocks = (oc + BLOCK - 1) / BLOCK, rest = oc % BLOCK;
+std::vector<Panel> cut_panels(const WeightShape& s, PanelWidths widths) {
+  const int blocks = (s.oc + BLOCK - 1) / BLOCK, rest = s.oc % BLOCK;
   const int last = widths.half_panel_blocks;
   const bool half = rest > 0 && rest <= BLOCK / 2 && last > 0 && blocks >= last;
   const int full = half ? blocks - last : blocks;
   std::vector<Panel> panels;
+  ptrdiff_t offset = 0;
+  const auto add = [&](int block, int nb, bool is_half) {
+    const int oc_group = s.oc / s.groups, ic_group = s.ic / s.groups;
+    const int first = block * BLOCK / oc_group;
+    const int end = (std::min((block + nb) * BLOCK, s.oc) - 1) / oc_group + 1;
+    panels.push_back({block, nb, is_half, first * ic_group, end * ic_group, offset});
+    offset += ptrdiff_t{s.kh} * s.kw * (end - first) * ic_group * nb * BLOCK;
+  };
   for (int block = 0; block < full; block += widths.panel_blocks) {
-    panels.push_back({block, std::min(widths.panel_blocks, full - block), false});
+    add(block, std::min(widths.panel_blocks, full - block), false);
   }
-  if (half) panels.push_back({full, last, true});
+  if (half) add(full, last, true);
   return panels;
 }
 
-// Calls f(row, k, at, lanes) for every k of every block: row is the first of `lanes` output channels, at the place of
-// their weights in the packed memory.
+// Calls f(at, row, lanes, tap, ic) for every block, every tap of the window and every input channel that the panel
+// reads: `at` is where the weights of the `lanes` output channels from `row` on begin in the packed memory.
 template <class F>
 void for_lanes(const PackedWeights& p, F f) {
-  const ptrdiff_t k = p.k();
   for (const Panel& panel : p.panels) {
     for (int block = panel.block; block < panel.block + panel.nb; ++block) {
-      const ptrdiff_t start = ptrdiff_t{panel.block} * k * BLOCK + ptrdiff_t{block - panel.block} * BLOCK;
-      const ptrdiff_t lanes = std::min(p.oc - block * BLOCK, BLOCK);
-      for (ptrdiff_t i = 0; i < k; ++i) f(ptrdiff_t{block} * BLOCK, i, start + i * panel.width(), lanes);
+      const int lanes = std::min(p.oc - block * BLOCK, BLOCK);
+      ptrdiff_t at = panel.offset + ptrdiff_t{block - panel.block} * BLOCK;
+      for (int tap = 0; tap < p.kh * p.kw; ++tap) {
+        for (int ic = panel.ic_begin; ic < panel.ic_end; ++ic, at += panel.width())
+          f(at, block * BLOCK, lanes, tap, ic);
+      }
     }
   }
+}
+
+// Calls f(packed index, index in the weights as given) for every weight.
+template <class F>
+void for_weights(const PackedWeights& p, F f) {
+  const ptrdiff_t ic_group = p.ic / p.groups, oc_group = p.oc / p.groups, k = ptrdiff_t{p.kh} * p.kw * ic_group;
+  for_lanes(p, [&](ptrdiff_t at, int row, int lanes, int tap, int ic) {
+    int begin = 0, end = lanes;
+    if (p.groups > 1) {  // the channels of this block that belong to the group of ic
+      const ptrdiff_t first = ic / ic_group * oc_group;
+      begin = static_cast<int>(std::clamp<ptrdiff_t>(first - row, 0, lanes));
+      end = static_cast<int>(std::clamp<ptrdiff_t>(first + oc_group - row, 0, lanes));
+    }
+    const ptrdiff_t from = tap * ic_group + (p.groups > 1 ? ic % ic_group : ic);
+    for (int lane = begin; lane < end; ++lane) f(at + lane, (row + lane) * k + from);
+  });
 }
 
 }  // namespace
 
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
-                                                  const float* bias, int oc, int kh, int kw, int ic, bool depthwise,
+                                                  const float* bias, const WeightShape& shape, bool depthwise,
                                                   PanelWidths widths) {
   auto packed = std::make_shared<PackedWeights>();
   packed->store = store;
-  packed->oc = oc;
-  packed->kh = kh;
-  packed->kw = kw;
-  packed->ic = ic;
+  packed->oc = shape.oc;
+  packed->kh = shape.kh;
+  packed->kw = shape.kw;
+  packed->ic = shape.ic;
+  packed->groups = shape.groups;
   packed->depthwise = depthwise;
   if (depthwise) widths = {1, 0};
   packed->panel_blocks = widths.panel_blocks;
-  packed->panels = cut_panels(oc, widths);
-  const ptrdiff_t k = packed->k(), blocks = packed->blocks();
-  float* w = store->allocate(static_cast<size_t>(blocks * k * BLOCK));  // zeroed
-  float* b = store->allocate(static_cast<size_t>(blocks * BLOCK));
-  for_lanes(*packed, [&](ptrdiff_t row, ptrdiff_t i, ptrdiff_t at, ptrdiff_t lanes) {
-    for (ptrdiff_t lane = 0; lane < lanes; ++lane) w[at + lane] = weight[(row + lane) * k + i];
-  });
-  if (bias != nullptr) std::copy(bias, bias + oc, b);
+  packed->panels = cut_panels(shape, widths);
+  float* w = store->allocate(static_cast<size_t>(packed->floats()));  // zeroed
+  float* b = store->allocate(static_cast<size_t>(packed->blocks() * BLOCK));
+  for_weights(*packed, [&](ptrdiff_t at, ptrdiff_t from) { w[at] = weight[from]; });
+  if (bias != nullptr) std::copy(bias, bias + shape.oc, b);
   packed->weight = w;
   packed->bias = b;
   return packed;
 }
 
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias) {
-  const ptrdiff_t k = packed.k();
-  for_lanes(packed, [&](ptrdiff_t row, ptrdiff_t i, ptrdiff_t at, ptrdiff_t lanes) {
-    for (ptrdiff_t lane = 0; lane < lanes; ++lane) weight[(row + lane) * k + i] = packed.weight[at + lane];
-  });
+  for_weights(packed, [&](ptrdiff_t at, ptrdiff_t from) { weight[from] = packed.weight[at]; });
   std::copy(packed.bias, packed.bias + packed.oc, bias);
 }
 

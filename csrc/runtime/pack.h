@@ -10,27 +10,33 @@ namespace fmn {
 
 // Some blocks of 16 output channels that a tile computes together: [k][channels of the panel].
 struct Panel {
-  int block, nb;  // the first, and how many
-  bool half;      // the last has 8 channels
+  int block, nb;         // the first, and how many
+  bool half;             // the last has 8 channels
+  int ic_begin, ic_end;  // the input channels that it reads: those of the groups its channels belong to
+  ptrdiff_t offset;      // floats from the start of the layer's weights
 
   int width() const { return nb * 16 - (half ? 8 : 0); }
 };
 
-// A convolution or dense layer: panels of [k][width] with k = (ky, kx, ic), channels beyond oc zero.
+// A convolution or dense layer: panels of [k][width] with k = (ky, kx, ic), channels beyond oc zero. Where a panel has
+// channels of several groups, it reads the input of them all, with zeros for those of the other groups.
 // A depthwise convolution: [ceil(oc/16)][kh * kw][16].
 struct PackedWeights {
   std::shared_ptr<WeightStore> store;  // keeps the memory alive
   const float* weight = nullptr;
-  const float* bias = nullptr;  // [ceil(oc/16) * 16], zeros where the layer has none
-  int oc = 0, kh = 0, kw = 0, ic = 0;
+  const float* bias = nullptr;                     // [ceil(oc/16) * 16], zeros where the layer has none
+  int oc = 0, kh = 0, kw = 0, ic = 0, groups = 1;  // ic of all groups
   bool depthwise = false;
   std::vector<Panel> panels;
   int panel_blocks = 1;  // of the widest panel
 
   int blocks() const { return (oc + 15) / 16; }
   bool has_half() const { return !panels.empty() && panels.back().half; }
-  const float* panel(const Panel& p) const { return weight + p.block * k() * 16; }
-  ptrdiff_t k() const { return depthwise ? ptrdiff_t{kh} * kw : ptrdiff_t{kh} * kw * ic; }
+  const float* panel(const Panel& p) const { return weight + p.offset; }
+  ptrdiff_t k(const Panel& p) const { return ptrdiff_t{kh} * kw * (p.ic_end - p.ic_begin); }
+  ptrdiff_t floats() const {
+    return panels.empty() ? 0 : panels.back().offset + k(panels.back()) * panels.back().nb * 16;
+  }
 };
 
 // How many blocks the panels of an ISA have; half_panel_blocks = 0: a last block of 8 channels is not treated apart.
@@ -38,12 +44,15 @@ struct PanelWidths {
   int panel_blocks, half_panel_blocks;
 };
 
-// weight: (oc, kh, kw, ic), contiguous; for depthwise ic is 1. bias: (oc,) or null.
+// weight: (oc, kh, kw, ic / groups), contiguous; for depthwise ic = groups = 1. bias: (oc,) or null.
+struct WeightShape {
+  int oc, kh, kw, ic, groups;
+};
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
-                                                  const float* bias, int oc, int kh, int kw, int ic, bool depthwise,
+                                                  const float* bias, const WeightShape& shape, bool depthwise,
                                                   PanelWidths widths);
 
-// The inverse: weight (oc, kh, kw, ic) and bias (oc,), as they were given to pack_weights.
+// The inverse: weight and bias as they were given to pack_weights.
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias);
 
 }  // namespace fmn

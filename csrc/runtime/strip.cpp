@@ -177,7 +177,7 @@ class StripOp final : public Op {
     }
     DwArgs d;
     d.rows = rows.data();
-    d.w = w.weight + block * w.k() * BLOCK;
+    d.w = w.weight + ptrdiff_t{block} * w.kh * w.kw * BLOCK;
     d.bias = w.bias + block * BLOCK;
     // A strip is filled from its top; the strip for the whole map, and the destination, at row y0.
     d.dst = !project_ ? frame.arena + dst_.at(block, y0, 0)
@@ -185,8 +185,7 @@ class StripOp final : public Op {
     d.dst_stride = project_ ? target.tensor->pitch() : dst_.pitch();
     d.oh = y1 - y0;
     d.ow = ow_;
-    d.lo = dw_.lo;
-    d.hi = dw_.hi;
+    d.act = dw_.act;
     d.kh = w.kh;
     d.kw = w.kw;
     d.stride_h = window_.stride_h;
@@ -258,8 +257,10 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
   check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
         "strides and dilations must be positive");
   check_padding(name, mid, spec.ow, spec.depthwise);
+  check_act(name, spec.depthwise.act);
   if (spec.expand) {
     check_padding(name, src, mid.w, *spec.expand);
+    check_act(name, spec.expand->act);
   } else {
     check(src.c == mid.c && src.h == mid.h && src.w == mid.w && src.pitch() == mid.pitch() && !src.image, name,
           "the source is not what the depthwise convolution reads");
@@ -268,6 +269,7 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
   if (spec.project) {
     const PackedWeights& p = *spec.project->weights;
     const Window& pw = spec.project->window;
+    check_act(name, spec.project->act);
     check(p.kh * p.kw == 1 && pw.stride_h * pw.stride_w == 1 && pw.pad_top == 0 && pw.pad_left == 0, name,
           "the last convolution must be 1x1 with stride 1");
     check(add == nullptr || (add->c == dst.c && add->h == dst.h && add->w == dst.w && !add->image), name,
