@@ -11,7 +11,6 @@ import numpy as np
 from .errors import ModelError
 from .graph import Graph, Node, infer_shapes, is_depthwise
 
-
 #: Channels of a block of the runtime's tensors.
 BLOCK = 16
 
