@@ -7,6 +7,7 @@
 //
 // A tile is RH x RW outputs, and every input pixel of it is loaded once:
 //   AVX-512 and NEON, 3x3: 2 x 7 outputs: 14 accumulators + 9 weights + 1 pixel = 24 of 32 registers,
+//   the same, 5x5: 14 accumulators + the weights of a kernel row for each row of outputs, 10, + 1 pixel = 25 of 32,
 //   one row of outputs (RH = 1) reloads the K weights of a kernel row: 7 + K + 1 of 16 registers (AVX2).
 // Each output sums ky outermost, kx inside, in one accumulator that starts from the bias.
 // Tails: a row of ow outputs is cut into tiles of nearly equal width, 1 to 7, each with code of its own.
@@ -29,16 +30,23 @@ inline __attribute__((always_inline)) void dw_tile(const float* const* rows, ptr
 #pragma GCC unroll 8
     for (int x = 0; x < RW; ++x) acc[q][x] = bias;
   }
-  Vec wv[RH > 1 ? K * K : K];
-  if constexpr (RH > 1) {
-#pragma GCC unroll 25
+  constexpr bool KEEP = RH > 1 && K <= 3;  // all weights stay in registers
+  Vec wv[KEEP ? K * K : RH * K];
+  if constexpr (KEEP) {
+#pragma GCC unroll 9
     for (int t = 0; t < K * K; ++t) wv[t] = load(w + t * BLOCK);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < (RH - 1) * S + K; ++r) {
-    if constexpr (RH == 1) {
+    if constexpr (!KEEP) {
 #pragma GCC unroll 8
-      for (int t = 0; t < K; ++t) wv[t] = load(w + (r * K + t) * BLOCK);
+      for (int q = 0; q < RH; ++q) {
+        const int ky = r - q * S;
+#pragma GCC unroll 8
+        for (int t = 0; t < K; ++t) {
+          if (ky >= 0 && ky < K) wv[q * K + t] = load(w + (ky * K + t) * BLOCK);
+        }
+      }
     }
     const float* row = rows[r] + at;
 #pragma GCC unroll 32
@@ -49,7 +57,8 @@ inline __attribute__((always_inline)) void dw_tile(const float* const* rows, ptr
 #pragma GCC unroll 8
         for (int x = 0; x < RW; ++x) {
           const int ky = r - q * S, kx = c - x * S;
-          if (ky >= 0 && ky < K && kx >= 0 && kx < K) acc[q][x] = fma(v, wv[RH > 1 ? ky * K + kx : kx], acc[q][x]);
+          if (ky >= 0 && ky < K && kx >= 0 && kx < K)
+            acc[q][x] = fma(v, wv[KEEP ? ky * K + kx : q * K + kx], acc[q][x]);
         }
       }
     }

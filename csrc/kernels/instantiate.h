@@ -29,32 +29,35 @@
   FMN_ROWS_1_6(NB, XS), FMN_T(7, NB, XS), FMN_T(8, NB, XS), FMN_T(9, NB, XS), FMN_T(10, NB, XS), FMN_T(11, NB, XS), \
       FMN_T(12, NB, XS), FMN_T(13, NB, XS), FMN_T(14, NB, XS)
 
-#define FMN_DEFINE_TABLE(isa)                                                                                        \
-  namespace fmn {                                                                                                    \
-  namespace isa {                                                                                                    \
-  namespace {                                                                                                        \
-  const GemmEntry gemm_entries[] = {FMN_GEMM_TILES};                                                                 \
-  const DwEntry dw_entries[] = {                                                                                     \
-      {3, 1, dw<3, 1, FMN_DW_ROWS>}, {3, 2, dw<3, 2, 1>}, {5, 1, dw<5, 1, 1>}, {5, 2, dw<5, 2, 1>}, {0, 0, dw_any}}; \
-  }                                                                                                                  \
-  extern const KernelTable table;                                                                                    \
-  const KernelTable table = {#isa,                                                                                   \
-                             PANEL_BLOCKS,                                                                           \
-                             HALF_PANEL_BLOCKS,                                                                      \
-                             gemm_entries,                                                                           \
-                             sizeof(gemm_entries) / sizeof(gemm_entries[0]),                                         \
-                             dw_entries,                                                                             \
-                             sizeof(dw_entries) / sizeof(dw_entries[0]),                                             \
-                             gemv,                                                                                   \
-                             global_avg_pool,                                                                        \
-                             pool_max,                                                                               \
-                             pool_mean,                                                                              \
-                             add,                                                                                    \
-                             mul,                                                                                    \
-                             gather,                                                                                 \
-                             normalize<uint8_t>,                                                                     \
-                             normalize<float>,                                                                       \
-                             interleave3,                                                                            \
-                             peak};                                                                                  \
-  }                                                                                                                  \
+#define FMN_DEFINE_TABLE(isa)                                                \
+  namespace fmn {                                                            \
+  namespace isa {                                                            \
+  namespace {                                                                \
+  const GemmEntry gemm_entries[] = {FMN_GEMM_TILES};                         \
+  const DwEntry dw_entries[] = {{3, 1, dw<3, 1, FMN_DW_ROWS>},               \
+                                {3, 2, dw<3, 2, 1>},                         \
+                                {5, 1, dw<5, 1, FMN_DW_ROWS>},               \
+                                {5, 2, dw<5, 2, 1>},                         \
+                                {0, 0, dw_any}};                             \
+  }                                                                          \
+  extern const KernelTable table;                                            \
+  const KernelTable table = {#isa,                                           \
+                             PANEL_BLOCKS,                                   \
+                             HALF_PANEL_BLOCKS,                              \
+                             gemm_entries,                                   \
+                             sizeof(gemm_entries) / sizeof(gemm_entries[0]), \
+                             dw_entries,                                     \
+                             sizeof(dw_entries) / sizeof(dw_entries[0]),     \
+                             gemv,                                           \
+                             global_avg_pool,                                \
+                             pool_max,                                       \
+                             pool_mean,                                      \
+                             add,                                            \
+                             mul,                                            \
+                             gather,                                         \
+                             normalize<uint8_t>,                             \
+                             normalize<float>,                               \
+                             interleave3,                                    \
+                             peak};                                          \
+  }                                                                          \
   }

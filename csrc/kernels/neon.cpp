@@ -1,11 +1,12 @@
-// The kernels for NEON (ARMv8.0). 16 and 6 are the pixel strides of MobileNets: blocked maps, and RGB at stride 2.
+// The kernels for NEON (ARMv8.0). 16, 32 and 6 are the pixel strides of
+// MobileNets: blocked maps at stride 1 and 2, and RGB at stride 2.
 #include "kernels/isa_neon.h"
 
 #include "kernels/instantiate.h"
 
-#define FMN_GEMM_TILES                                                                                      \
-  FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0), FMN_HALF_ROWS_1_6(16), FMN_HALF_ROWS_1_6(6), \
-      FMN_HALF_ROWS_1_6(0)
+#define FMN_GEMM_TILES                                                                                     \
+  FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 32), FMN_HALF_ROWS_1_6(32), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0), \
+      FMN_HALF_ROWS_1_6(16), FMN_HALF_ROWS_1_6(6), FMN_HALF_ROWS_1_6(0)
 #define FMN_DW_ROWS 2
 
 FMN_DEFINE_TABLE(neon)

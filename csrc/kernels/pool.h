@@ -45,9 +45,38 @@ inline void pool_window(const WindowPoolArgs& p, Vec first, Collect collect, Don
   }
 }
 
+// A whole 3x3 window, the usual one, without loops.
+inline Vec max_3x3(const float* p, ptrdiff_t row_stride) {
+  Vec rows[3];
+#pragma GCC unroll 3
+  for (int y = 0; y < 3; ++y) {
+    const float* row = p + y * row_stride;
+    rows[y] = max_or_nan(max_or_nan(load(row), load(row + BLOCK)), load(row + 2 * BLOCK));
+  }
+  return max_or_nan(max_or_nan(rows[0], rows[1]), rows[2]);
+}
+
 void pool_max(const WindowPoolArgs& p) {
-  pool_window(
-      p, set1(-INFINITY), [](Vec m, Vec v) { return max_or_nan(m, v); }, [](Vec m, float) { return m; });
+  ptrdiff_t x = 0;
+  const auto general = [&](ptrdiff_t count) {
+    WindowPoolArgs part = p;
+    part.spans += x;
+    part.dst += x * BLOCK;
+    part.ow = count;
+    pool_window(
+        part, set1(-INFINITY), [](Vec m, Vec v) { return max_or_nan(m, v); }, [](Vec m, float) { return m; });
+    x += count;
+  };
+  while (x < p.ow) {
+    ptrdiff_t whole = 0;
+    while (p.rows == 3 && x + whole < p.ow && p.spans[x + whole].end - p.spans[x + whole].begin == 3) ++whole;
+    for (ptrdiff_t end = x + whole; x < end; ++x) {
+      const float* src = p.src + p.spans[x].begin * BLOCK;
+#pragma GCC unroll 4
+      for (int v = 0; v < BLOCK; v += LANES) store(p.dst + x * BLOCK + v, max_3x3(src + v, p.row_stride));
+    }
+    if (x < p.ow) general(p.rows == 3 ? 1 : p.ow - x);
+  }
 }
 
 void pool_mean(const WindowPoolArgs& p) {
