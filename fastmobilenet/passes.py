@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ModelError
-from .graph import Graph, Node, infer_shapes, is_depthwise
+from .graph import Activation, Graph, Node, infer_shapes, is_depthwise
 
 #: Channels of a block of the runtime's tensors.
 BLOCK = 16
@@ -151,13 +151,16 @@ def _origin(nodes: Mapping[str, Node], channels: Mapping[str, int], name: str, c
     return name, channel
 
 
-#: What the kernels of convolutions apply while a result is in its register.
-FUSED = ("clamp", "hard_swish")
+def _in_kernels(activation: Activation | None) -> bool:
+    """Whether the kernels of convolutions apply it while a result is in its register."""
+    if activation is None or activation.kind == "clamp":
+        return True
+    return activation.kind == "hard_swish" and activation.alpha > 0
 
 
 def fuse_activation(graph: Graph) -> Graph:
     """An activation that is the only reader of a conv2d, dense, add or mul becomes that node's attribute, if the
-    kernels have it: matrix-vector products and element-wise ops have all, convolutions those in FUSED."""
+    kernels have it: matrix-vector products and element-wise ops have all, convolutions only some."""
     readers = graph.consumers()
     merged: dict[str, Node] = {}
     removed: dict[str, str] = {}
@@ -169,7 +172,7 @@ def fuse_activation(graph: Graph) -> Graph:
         if source.op not in ("conv2d", "dense", "add", "mul") or not alone or source.activation is not None:
             continue
         vector = source.op == "dense" or (reads_one_pixel(graph, source) and _only_pointwise(readers[node.name]))
-        if node.activation.kind in FUSED or source.op in ("add", "mul") or vector:
+        if _in_kernels(node.activation) or source.op in ("add", "mul") or vector:
             merged[source.name] = _with(source, attrs={"activation": node.activation})
             removed[node.name] = source.name
     return _merge(graph, merged, removed)
@@ -190,7 +193,7 @@ def fuse_residual(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op != "add" or node.inputs[0] == node.inputs[1]:
             continue
-        if node.activation is not None and node.activation.kind not in FUSED:
+        if not _in_kernels(node.activation):
             continue
         for source, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             conv = graph[source]

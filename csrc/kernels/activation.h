@@ -10,15 +10,16 @@ inline __attribute__((always_inline)) Vec hard_sigmoid(Vec x, Vec alpha, Vec bet
   return clamp(fma(x, alpha, beta), zero(), set1(1.0f));
 }
 
-// Hard swish of a tile that was just stored: MR pixels of NB blocks. A function of its own, and not a part of the
-// tile's code, because GCC 12 otherwise spills accumulators in the loops before it.
+// Hard swish of a tile that was just stored, and clamped from below to where the function is 0: MR pixels of NB blocks.
+// A function of its own, and not a part of the tile's code, because GCC 12 otherwise spills accumulators in the loops
+// before it.
 template <int MR, int NB>
 __attribute__((noinline)) void swish_tile(float* c, ptrdiff_t c_stride, const Act& act) {
-  const Vec alpha = set1(act.alpha), beta = set1(act.beta);
+  const Vec alpha = set1(act.alpha), beta = set1(act.beta), one = set1(1.0f);
   for (int b = 0; b < NB; ++b, c += c_stride) {
     for (int i = 0; i < MR * BLOCK; i += LANES) {
       const Vec x = load(c + i);
-      store(c + i, times(x, hard_sigmoid(x, alpha, beta)));
+      store(c + i, times(x, clamp_above(fma(x, alpha, beta), one)));
     }
   }
 }

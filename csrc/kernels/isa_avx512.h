@@ -27,6 +27,7 @@ inline Vec over(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // The second operand is returned when either is NaN: with x second, NaN passes through.
 inline Vec clamp(Vec x, Vec lo, Vec hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, x)); }
+inline Vec clamp_above(Vec x, Vec hi) { return _mm512_min_ps(hi, x); }
 // p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
 inline Vec times_power_of_two(Vec p, Vec n) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));

@@ -27,6 +27,7 @@ inline Vec over(Vec a, Vec b) { return vdivq_f32(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 // FMAX and FMIN return NaN when either operand is NaN.
 inline Vec clamp(Vec x, Vec lo, Vec hi) { return vminq_f32(vmaxq_f32(x, lo), hi); }
+inline Vec clamp_above(Vec x, Vec hi) { return vminq_f32(x, hi); }
 // p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
 inline Vec times_power_of_two(Vec p, Vec n) {
   return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(n), 23)));

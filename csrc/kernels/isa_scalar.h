@@ -36,6 +36,12 @@ inline Vec clamp(Vec x, Vec lo, Vec hi) {
   }
   return x;
 }
+inline Vec clamp_above(Vec x, Vec hi) {
+  for (int i = 0; i < 4; ++i) {
+    if (x.v[i] > hi.v[i]) x.v[i] = hi.v[i];
+  }
+  return x;
+}
 // p * 2^n, where n is in the low bits of a float between 2^23 and 2^24.
 inline Vec times_power_of_two(Vec p, Vec n) {
   uint32_t bits[4], exponent[4];

@@ -56,6 +56,7 @@ class ConvOp final : public Op {
   }
 
   WeightStream first_weights() const override { return kernel_.stream(0); }
+  bool fetches_ahead() const override { return true; }
 
  private:
   // Output pixels that follow each other without a gap.

@@ -24,7 +24,7 @@ enum class ActKind : int {
 };
 struct Act {
   ActKind kind;
-  float lo, hi;       // of clamp
+  float lo, hi;       // of clamp; of hard_swish in convolutions: -beta / alpha and infinity
   float alpha, beta;  // of the hard ones
 };
 

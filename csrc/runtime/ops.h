@@ -1,6 +1,8 @@
 // The ops: loops, blocking and static thread ranges over the kernels of a table. They know no intrinsics.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -62,24 +64,54 @@ class WeightStream {
       : at_(reinterpret_cast<const char*>(weights)), left_(floats / 16) {}
   // The next `lines` cache lines, or null when all have been handed out.
   const char* take(ptrdiff_t lines) {
-    if (left_ <= 0) return nullptr;
+    if (left_ <= 0 && !go_on()) return nullptr;
     const char* piece = at_;
     at_ += 64 * lines;
     left_ -= lines;
+    most_ -= lines;
     return piece;
   }
   // Part `index` of `count` equal parts.
   WeightStream part(ptrdiff_t index, ptrdiff_t count) const {
-    WeightStream s;
-    const ptrdiff_t begin = left_ * index / count;
-    s.at_ = at_ + 64 * begin;
-    s.left_ = left_ * (index + 1) / count - begin;
+    const ptrdiff_t all = lines(), begin = all * index / count;
+    WeightStream s = *this;
+    s.most_ = std::min(s.most_, all);
+    for (ptrdiff_t skip = begin; skip > 0;) {
+      const ptrdiff_t step = std::min(skip, s.left_);
+      s.at_ += 64 * step;
+      s.left_ -= step;
+      s.most_ -= step;
+      skip -= step;
+      if (s.left_ <= 0 && !s.go_on()) return {};
+    }
+    s.most_ = all * (index + 1) / count - begin;
+    s.left_ = std::min(s.left_, s.most_);
+    return s;
+  }
+  // This stream and the one behind it, which must stay where it is; `most` cache lines of both together.
+  WeightStream then(const WeightStream* rest, ptrdiff_t most) const {
+    WeightStream s = *this;
+    s.rest_ = rest;
+    s.most_ = most;
+    s.left_ = std::min(s.left_, most);
     return s;
   }
 
  private:
+  ptrdiff_t lines() const { return std::min(most_, left_ + (rest_ != nullptr ? rest_->lines() : 0)); }
+  bool go_on() {
+    while (left_ <= 0 && rest_ != nullptr && most_ > 0) {
+      at_ = rest_->at_;
+      left_ = std::min(rest_->left_, most_);
+      rest_ = rest_->rest_;
+    }
+    return left_ > 0;
+  }
+
   const char* at_ = nullptr;
-  ptrdiff_t left_ = 0;  // cache lines
+  ptrdiff_t left_ = 0;  // cache lines of this piece
+  ptrdiff_t most_ = std::numeric_limits<ptrdiff_t>::max();
+  const WeightStream* rest_ = nullptr;
 };
 
 // What the tiles of one panel fetch: the next panel, and with the steps that are left a part of the next layer.
@@ -103,8 +135,12 @@ class Op {
   virtual ptrdiff_t shared_floats() const { return 0; }
   // The weights that the op reads first, if it has any.
   virtual WeightStream first_weights() const { return {}; }
+  // Whether it fetches next_weights while it works.
+  virtual bool fetches_ahead() const { return false; }
 
-  WeightStream next_weights;  // first_weights() of the op behind this one, set when the program is complete
+  // Set when the program is complete:
+  WeightStream weights;       // first_weights() of this op and, if it fetches nothing, of those behind it
+  WeightStream next_weights;  // `weights` of the op behind this one
   const std::string name;     // of the node
   const std::string kernel;   // printed id, e.g. gemm_f32/avx512/14x32
 };

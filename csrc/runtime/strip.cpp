@@ -85,6 +85,8 @@ class StripOp final : public Op {
     return project_ ? project_->stream(0) : WeightStream();
   }
 
+  bool fetches_ahead() const override { return expand_.has_value() || project_.has_value(); }
+
   void run(const Frame& frame, Team& team, int index) const override {
     const int count = team.count();
     if (count == 1 || by_rows(count)) {
