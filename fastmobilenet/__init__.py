@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import models
     from .errors import ModelError
     from .graph import Graph
     from .model import Model, Prediction
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Graph", "Model", "ModelError", "Prediction", "Preprocess", "__version__"]
+__all__ = ["Graph", "Model", "ModelError", "Prediction", "Preprocess", "__version__", "models"]
 
 _HOME = {
     "Graph": "graph",
@@ -29,12 +30,16 @@ _HOME = {
     "Prediction": "model",
     "Preprocess": "preprocess",
 }
+#: Modules that are there without an import of their own: ``fm.models.build("mobilenet_v2")``.
+_MODULES = ("benchmark", "graph", "image", "importers", "labels", "models", "preprocess", "profile", "reference")
 
 
 def __getattr__(name: str) -> object:
     value: object
     if name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
     elif name == "__version__":
         value = _version()
     else:
@@ -44,7 +49,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from .graph import count_macs, infer_shapes
 from .model import Model
+from .values import check_count, check_size
 
 #: Runs before the clock starts: the first makes the plan and touches its memory, the rest warm the caches.
 WARM_UP = 3
@@ -86,7 +88,7 @@ class Result:
 def benchmark(
     model: Model,
     *,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     batch: int = 1,
     seconds: float = 3.0,
     progress: Callable[[float], None] | None = None,
@@ -95,11 +97,17 @@ def benchmark(
     at least MIN_RUNS calls. ``progress`` is called between the calls with the part of the time that has passed, 0..1.
 
     The peak is measured before and after, and the larger figure counts: a shared machine is rarely quiet.
-    Raises ValueError for a network that takes no pictures, ModelError for a size that it does not allow.
+    Raises ValueError for a network that takes no pictures, ModelError for a size that it does not allow, TypeError and
+    ValueError for other arguments.
     """
-    h, w = size or model.input_size
+    h, w = model.input_size if size is None else check_size(size)
+    batch = check_count("batch", batch)
+    if not seconds > 0:
+        raise ValueError(f"seconds must be above 0, not {seconds}")
     graph = model.graph
-    shapes = infer_shapes(graph, 1, h, w)
+    shapes = infer_shapes(graph, 1, h, w)  # before memory is taken: it refuses sizes that do not fit
+    if batch * h * w * 3 > sys.maxsize:
+        raise MemoryError(f"a batch of {batch} pictures of {h}x{w}")
     pixels = np.random.default_rng(0).integers(0, 256, (batch, h, w, 3), dtype=np.uint8)
     for _ in range(WARM_UP):
         model.run(pixels, size=(h, w))

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from . import _image
+from . import _image, values
+from .files import open_regular
 from .preprocess import Preprocess
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,39 +58,48 @@ def decode(source: Any) -> Pixels:
     - Animations and other files with several pictures: the first; of a PIL image, the frame it stands at.
     - JPEG: decoded at full size; Pillow's scaled decoding (``draft``) would change the result.
 
-    Raises TypeError for other types, dtypes and PIL modes (32-bit "I" and "F" have no fixed range); ValueError for
-    other shapes, for pictures without pixels, and for files that are damaged, truncated, no pictures, or too large
-    for ``PIL.Image.MAX_IMAGE_PIXELS``; OSError for files that cannot be opened. All name what they are about.
+    Raises TypeError for other types, dtypes and PIL modes (32-bit "I" and "F" have no fixed range) and for masked
+    arrays; ValueError for other shapes, for pictures without pixels, and for files that are damaged, truncated, no
+    pictures, no regular files, or too large for ``PIL.Image.MAX_IMAGE_PIXELS``; OSError for files that cannot be
+    opened. All name what they are about.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        with _named_errors(f"the PIL image ({source.mode}, {source.width}x{source.height})"):
-            return _from_pil(source)
+        return _from_pil(source, f"the PIL image ({source.mode}, {source.width}x{source.height})", TypeError)
     if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        with _named_errors(os.fsdecode(path)), Image.open(path) as image:
-            if image.format == "EPS":  # Pillow would start Ghostscript
-                raise ValueError("EPS is a program and not a picture")
-            try:
-                return _from_pil(image)
-            except TypeError as error:  # the path was of the right type, its content is not
-                raise ValueError(str(error)) from error
-    raise TypeError(f"expected {EXPECTED}, got {_describe(source)}")
+        return _from_file(os.fspath(source))
+    raise TypeError(f"expected {EXPECTED}, got {describe(source)}")
+
+
+def is_picture(source: object) -> bool:
+    """Whether :func:`decode` takes things of this type."""
+    return isinstance(source, (str, os.PathLike, np.ndarray, Image.Image))
+
+
+def check_array(array: npt.NDArray[Any]) -> None:
+    """Raises TypeError and ValueError for an array that is neither one picture nor a batch of them."""
+    batch = array.ndim == 4
+    picture = array.shape[1:] if batch else array.shape
+    known = len(picture) == 2 or (len(picture) == 3 and picture[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not known:
+        message = f"expected uint8 pixels of shape {'(n, h, w, 3)' if batch else '(h, w, 3)'}, got {describe(array)}"
+        if array.dtype != np.uint8:
+            raise TypeError(message)
+        if len(picture) == 3 and picture[0] in (1, 3, 4):
+            message += f"; channels come last: use array.transpose({'0, 2, 3, 1' if batch else '1, 2, 0'})"
+        raise ValueError(message)
+    no_pictures = batch and len(array) == 0
+    if 0 in picture and not no_pictures:
+        raise ValueError(f"a picture needs at least one pixel, got {describe(array)}")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Pixels:
-    if array.dtype != np.uint8:
-        raise TypeError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(array)}")
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
-        hint = ""
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-            hint = "; channels come last: use array.transpose(1, 2, 0)"
-        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(array)}{hint}")
-    if array.size == 0:
-        raise ValueError(f"a picture needs at least one pixel, got {_describe(array)}")
-    return _rgb(array.reshape(*array.shape[:2], channels))
+    array = values.plain(array)
+    if array.ndim == 4:
+        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {describe(array)}")
+    check_array(array)
+    return _rgb(array if array.ndim == 3 else array[:, :, np.newaxis])
 
 
 def _rgb(array: npt.NDArray[Any]) -> Pixels:
@@ -99,14 +109,30 @@ def _rgb(array: npt.NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(array[..., :3])
 
 
-def _from_pil(image: Image.Image) -> Pixels:
-    image.load()  # before EXIF is read: some files have it behind the pixels
-    upright = _upright(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # 16 bits a sample. The second is how Pillow 10 reads a 16-bit grey PNG.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _from_file(path: str | bytes) -> Pixels:
+    name = os.fsdecode(path)
+    with open_regular(path) as file:
+        with _decoding(name):
+            image = Image.open(file)
+        with image:
+            if image.format == "EPS":  # Pillow would start Ghostscript
+                raise ValueError(f"{name}: EPS is a program and not a picture")
+            return _from_pil(image, name, ValueError)
+
+
+def _from_pil(image: Image.Image, name: str, refusal: type[Exception]) -> Pixels:
+    """``refusal``: what is raised for a mode that has no colours. Of an image that was given it is the type that is
+    wrong; the path of a file was of the right type, and its content is not."""
+    with _decoding(name):
+        image.load()  # before EXIF is read: some files have it behind the pixels
+        upright = _upright(image)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+            # 16 bits a sample. The second is how Pillow 10 reads a 16-bit grey PNG, and every Pillow a 16-bit PGM.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if 0 in image.size:
+        raise ValueError(f"{name}: a picture needs at least one pixel")
     if image.mode in ("I", "F"):
-        raise TypeError(f"its mode {image.mode!r} has no fixed range of values: scale it to 0..255 and mode 'L'")
+        raise refusal(f"{name}: its mode {image.mode!r} has no fixed range of values: scale it to 0..255 and mode 'L'")
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if image.mode != "RGB":
@@ -116,12 +142,8 @@ def _from_pil(image: Image.Image) -> Pixels:
         try:
             image = image.convert("RGB")
         except ValueError as error:
-            raise TypeError(f"its mode {image.mode!r} cannot be converted to RGB") from error
-    if upright is not None:
-        image = image.transpose(upright)
-    if 0 in image.size:
-        raise ValueError("a picture needs at least one pixel")
-    return np.asarray(image)
+            raise refusal(f"{name}: its mode {image.mode!r} cannot be converted to RGB") from error
+    return np.asarray(image if upright is None else image.transpose(upright))
 
 
 def _upright(image: Image.Image) -> Image.Transpose | None:
@@ -134,26 +156,34 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
 
 
 @contextmanager
-def _named_errors(name: str) -> Iterator[None]:
-    """Gives errors the picture's name, and makes all that Pillow raises for bad data a ValueError."""
+def _decoding(name: str) -> Iterator[None]:
+    """Around what Pillow does to a picture: all that it raises for bad data becomes a ValueError with the name."""
     try:
         yield
-    except MemoryError:
-        raise
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"{name}: not enough memory to decode this picture") from error
     except PIL.UnidentifiedImageError as error:
         raise ValueError(f"{name}: not a picture in a format that Pillow {PIL.__version__} reads here") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name}: too large: {error} (PIL.Image.MAX_IMAGE_PIXELS is the limit)") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the operating system's own: no such file, no permission
+        if isinstance(error, OSError) and error.errno is not None:  # the operating system's own: a disk that fails
+            raise OSError(error.errno, error.strerror, name) from error
         raise ValueError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """What was given, for an error, and what to do with it if that is clear."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{name}; for the content of a file use PIL.Image.open(io.BytesIO(...))"
+    if hasattr(value, "read"):
+        return f"{name}; for an open file use PIL.Image.open(...)"
+    if hasattr(value, "__array__"):
+        return f"{name}; if it holds pixels use numpy.asarray(...)"
+    return name
 
 
 # --- resize and crop -------------------------------------------------------------------------------------
@@ -172,10 +202,10 @@ def prepare(picture: Pixels, preprocess: Preprocess, size: tuple[int, int]) -> P
     smaller than ``size`` and is not to be resized, or so elongated that a side would exceed 2**31 - 1 pixels.
     """
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-        raise TypeError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(picture)}")
+        raise TypeError(f"expected uint8 pixels of shape (h, w, 3), got {describe(picture)}")
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {_describe(picture)}")
-    h, w = _checked(size)
+        raise ValueError(f"expected uint8 pixels of shape (h, w, 3), got {describe(picture)}")
+    h, w = values.check_size(size)
     ih, iw = picture.shape[:2]
     if (ih, iw) == (h, w):
         return picture
@@ -220,13 +250,6 @@ def _vertical_first(ih: int, iw: int, oh: int, ow: int) -> bool:
     return ih - oh > 2 * (iw - ow)
 
 
-def _checked(size: tuple[int, int]) -> tuple[int, int]:
-    h, w = size
-    if h < 1 or w < 1:
-        raise ValueError(f"size must be (h, w), both at least 1, not {size!r}")
-    return h, w
-
-
 # --- batches ---------------------------------------------------------------------------------------------
 
 
@@ -240,10 +263,12 @@ def to_batch(inputs: Any, preprocess: Preprocess, size: tuple[int, int], *, firs
     Raises what :func:`decode` and :func:`prepare` raise; for a list the message begins with the item's number,
     counted from ``first``.
     """
-    h, w = _checked(size)
+    h, w = values.check_size(size)
     if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
-        return _array_batch(inputs, preprocess, (h, w)), True
+        return _array_batch(values.plain(inputs), preprocess, (h, w)), True
     if not isinstance(inputs, (list, tuple)):
+        if not is_picture(inputs):
+            raise TypeError(f"expected {EXPECTED}, or several of them in a list or array, got {describe(inputs)}")
         return prepare(decode(inputs), preprocess, (h, w))[np.newaxis], False
     out = np.empty((len(inputs), h, w, 3), np.uint8)
     for i, item in enumerate(inputs):
@@ -256,17 +281,10 @@ def to_batch(inputs: Any, preprocess: Preprocess, size: tuple[int, int], *, firs
 
 
 def _array_batch(batch: npt.NDArray[Any], preprocess: Preprocess, size: tuple[int, int]) -> Pixels:
-    if batch.dtype != np.uint8:
-        raise TypeError(f"expected uint8 pixels of shape (n, h, w, 3), got {_describe(batch)}")
-    if batch.shape[3] not in (1, 3, 4):
-        hint = "; channels come last: use array.transpose(0, 2, 3, 1)" if batch.shape[1] in (1, 3, 4) else ""
-        raise ValueError(f"expected uint8 pixels of shape (n, h, w, 3), got {_describe(batch)}{hint}")
-    n, ih, iw = batch.shape[:3]
-    if n > 0 and batch.size == 0:
-        raise ValueError(f"a picture needs at least one pixel, got {_describe(batch)}")
-    if (ih, iw) == size:
+    check_array(batch)
+    if batch.shape[1:3] == size:
         return _rgb(batch)
-    out = np.empty((n, *size, 3), np.uint8)
-    for i in range(n):
-        out[i] = prepare(_rgb(batch[i]), preprocess, size)
+    out = np.empty((len(batch), *size, 3), np.uint8)
+    for i, picture in enumerate(batch):
+        out[i] = prepare(_rgb(picture), preprocess, size)
     return out

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from .files import open_regular
+
 #: The first of TensorFlow's 1001 ImageNet labels.
 BACKGROUND = "background"
 
@@ -23,7 +25,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises OSError where the file cannot be read and ValueError where it is no text of at most 16 MiB.
     """
     path = os.fsdecode(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"{path}: a file of labels has at most {MAX_BYTES} bytes; give one name a line")
@@ -74,8 +76,8 @@ def find(model_path: str | os.PathLike[str], classes: int) -> tuple[str, ...] | 
         return None
     for name in files:
         path = os.path.join(folder, name)
-        if not name.endswith(".txt") or "labels" not in name[:-4] or not os.path.isfile(path):
-            continue  # among them a FIFO: to open it would be to wait for ever
+        if not name.endswith(".txt") or "labels" not in name[:-4]:
+            continue
         try:
             names = read(path)
         except (OSError, ValueError):

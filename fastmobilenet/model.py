@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _native, arguments
+from . import _native, arguments, values
 from . import labels as label_files
 from .errors import ModelError
 from .graph import Graph, count_parameters, infer_shapes
@@ -32,6 +31,9 @@ Pictures: TypeAlias = "list[Any] | tuple[Any, ...] | npt.NDArray[np.uint8] | npt
 
 #: Pictures of a longer list are read and run in groups of this many, so that memory does not grow with the list.
 GROUP = 64
+
+#: Sizes of pictures that a Model remembers to fit.
+SIZES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,14 @@ class Model:
         self._parameters = count_parameters(graph) if parameters is None else parameters
         self._requested_threads = threads
         self._threads = default_threads() if threads is None else threads
-        self._output = infer_shapes(graph, 1, *graph.input_size)[graph.output][1:]
+        shell = self._graph
+
+        @lru_cache(maxsize=SIZES)
+        def output_at(h: int, w: int) -> tuple[int, int, int]:
+            return infer_shapes(shell, 1, h, w)[shell.output][1:]
+
+        self._output_at = output_at  # raises ModelError where a picture of h x w does not fit
+        self._output = output_at(*graph.input_size)
         self._engine = Engine(graph)
 
     @classmethod
@@ -75,7 +84,7 @@ class Model:
     ) -> Model:
         """Read a model file.
 
-        ``source``: an .onnx, .tflite, .safetensors or .pth file.
+        ``source``: an .fmn, .onnx, .tflite, .safetensors or .pth file.
         ``precision``: "fp32" or None. This version computes in fp32; the weights of a quantised file are
         dequantised at load.
         ``threads``: how many threads one call uses. Default: FASTMOBILENET_NUM_THREADS, then OMP_NUM_THREADS, then
@@ -95,11 +104,13 @@ class Model:
         if not isinstance(source, (str, os.PathLike)):
             raise TypeError(f"source must be the path of a model file, not {type(source).__name__}")
         path = os.fsdecode(source)
-        if not os.path.exists(path):
-            raise _missing(path)
         from . import importers  # imported here: a program that makes its own Graph needs none
 
-        graph = importers.load(path, arch=arch)
+        try:
+            graph = importers.load(path, arch=arch)
+        except FileNotFoundError:
+            _explain_architecture(path)
+            raise
         if labels is None and graph.labels is None:
             classes = arguments.class_count(graph)
             if classes is not None:
@@ -129,6 +140,17 @@ class Model:
             graph = graph.replace(labels=arguments.check_labels(graph, labels))
         return cls(graph, threads)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network, its preprocessing and its labels to a .fmn file, which loads fastest.
+
+        The network is written as it runs, batch norm folded and activations fused; a Model that is loaded from the file
+        gives the same bits. The file is written whole or not at all: while it is written, and if that fails, ``path``
+        is what it was before. Raises OSError where it cannot be written.
+        """
+        from . import fmn  # imported here: few programs write files
+
+        fmn.save(self._engine.graph(), path)
+
     # --- running -----------------------------------------------------------------------------------------
 
     def run(self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
@@ -151,11 +173,12 @@ class Model:
         Raises TypeError and ValueError that name what was given and what was expected, ModelError where the
         network does not allow the size, and OSError where a file cannot be read. ``x`` is never modified.
         """
-        if isinstance(x, (list, tuple)):
-            arguments.check_pictures(x)
-            starts = range(0, len(x), GROUP) or (0,)
-            return np.concatenate([self._run(x[i : i + GROUP], size, first=i) for i in starts])
-        return self._run(x, size)
+        x, size = self._accept(x, size)
+        if not isinstance(x, (list, tuple)) and (not isinstance(x, np.ndarray) or x.ndim != 4):
+            return self._run(x, size)
+        # In groups: memory does not grow with what is read and resized, and Ctrl-C need not wait for all of them.
+        parts = [self._run(x[i : i + GROUP], size, first=i) for i in range(0, len(x), GROUP) or (0,)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def probabilities(
         self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None
@@ -187,10 +210,9 @@ class Model:
 
     def classify(self, x: Any, top: int = 5, *, size: int | tuple[int, int] | None = None) -> Any:
         """The ``top`` most probable classes, most probable first: a list of Prediction, or for several pictures a
-        list of such lists. Takes what :meth:`run` takes and raises what :meth:`probabilities` raises."""
-        top = operator.index(top)
-        if top < 1:
-            raise ValueError(f"top must be at least 1, not {top}")
+        list of such lists; all classes where there are fewer than ``top``. Takes what :meth:`run` takes and raises
+        what :meth:`probabilities` raises, and TypeError and ValueError where ``top`` is no whole number from 1 on."""
+        top = values.check_count("top", top)
         scores = self.probabilities(x, size=size)
         if scores.ndim == 1:
             return self._best(scores, top)
@@ -206,36 +228,57 @@ class Model:
 
         Takes what :meth:`run` takes; reading and resizing pictures is not part of the times. ``runs``: how many runs
         are measured, of which the fastest is shown. Print the result, or see :class:`fastmobilenet.profile.Profile`.
-        Raises what :meth:`run` raises, and ValueError where there is no picture.
+        Raises what :meth:`run` raises, ValueError where there is no picture, and TypeError and ValueError where
+        ``runs`` is no whole number from 1 on.
         """
         from . import profile  # imported here: only those who measure need it
 
-        if isinstance(x, (list, tuple)):
-            arguments.check_pictures(x)
+        runs = values.check_count("runs", runs)
+        x, size = self._accept(x, size)
         batch, _ = self._batch(x, size)
         return profile.measure(self._engine, batch, threads=self._threads, runs=runs)
 
-    def _run(self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0) -> npt.NDArray[np.float32]:
+    def _accept(self, x: Any, size: int | tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+        """x, and the (height, width) at which it will run. Refuses what can be refused before files are read and
+        memory is allocated, a size that the network does not fit among it."""
+        if isinstance(x, np.ndarray):
+            x = values.plain(x)
+            if x.dtype != np.uint8:
+                if size is not None:
+                    raise ValueError("size applies to pictures; a float32 array has its size already")
+                at = arguments.check_floats(x, self._graph)
+                self._output_at(*at)
+                return x, at
+        from . import image  # imported here: Pillow is not needed for float arrays
+
+        if not isinstance(x, (list, tuple)) and not image.is_picture(x):
+            raise TypeError(f"expected {arguments.accepted(self._graph)}; got {image.describe(x)}")
+        if self._graph.input_channels != 3:
+            raise ValueError(
+                f"{self.name} takes {values.counted(self._graph.input_channels, 'channel')}, so it takes no pictures; "
+                f"give {arguments.float_shapes(self._graph)}"
+            )
+        if isinstance(x, np.ndarray):
+            image.check_array(x)
+        elif isinstance(x, (list, tuple)):
+            arguments.check_pictures(x)
+        at = self._graph.input_size if size is None else values.check_size(size)
+        self._output_at(*at)
+        return x, at
+
+    def _run(self, x: Any, size: tuple[int, int], *, first: int = 0) -> npt.NDArray[np.float32]:
         batch, batched = self._batch(x, size, first=first)
         out = self._engine.run(batch, threads=self._threads, pixels=batch.dtype == np.uint8)
         return self._arrange(out, batched)
 
     def _batch(
-        self, x: Any, size: int | tuple[int, int] | None, *, first: int = 0
+        self, x: Any, size: tuple[int, int], *, first: int = 0
     ) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.float32], bool]:
         """What the engine takes, uint8 pixels or a preprocessed float32 array, and whether x has a batch axis."""
         if isinstance(x, np.ndarray) and x.dtype != np.uint8:
-            if size is not None:
-                raise ValueError("size applies to pictures; a float32 array has its size already")
-            return arguments.float_batch(x, self._graph)
-        from . import image  # imported here: Pillow is not needed for float arrays
+            return arguments.float_batch(x)
+        from . import image
 
-        if self._graph.input_channels != 3:
-            raise ValueError(
-                f"{self.name} takes {self._graph.input_channels} channels, so it takes no pictures; "
-                f"give {arguments.float_shapes(self._graph)}"
-            )
-        size = self._graph.input_size if size is None else arguments.check_size(size)
         return image.to_batch(x, self._graph.preprocess, size, first=first)
 
     def _arrange(self, out: npt.NDArray[np.float32], batched: bool) -> npt.NDArray[np.float32]:
@@ -294,15 +337,14 @@ class Model:
         return "{}x{}".format(*self._graph.input_size)
 
     def __repr__(self) -> str:
-        out = "x".join(str(v) for v in self._output) if self.classes is None else f"{self.classes} classes"
+        out = "x".join(map(str, self._output)) if self.classes is None else values.counted(self.classes, "class")
         names = "" if self.labels is None else " with names"
-        plural = "" if self._threads == 1 else "s"
         lines = [
             f"<fastmobilenet.Model {self.name}",
             f"  {self._size}x{self._graph.input_channels} -> {out}{names}, {self._parameters / 1e6:.2f} M parameters",
             f"  pictures: {self.preprocess.describe()}",
             f"  arrays: {arguments.float_shapes(self._graph)}",
-            f"  fp32, {self._threads} thread{plural}, {self.isa}>",
+            f"  fp32, {values.counted(self._threads, 'thread')}, {self.isa}>",
         ]
         return "\n".join(lines)
 
@@ -310,15 +352,15 @@ class Model:
         return type(self), (self._engine.graph(), self._requested_threads, self._parameters)
 
 
-def _missing(path: str) -> Exception:
+def _explain_architecture(path: str) -> None:
+    """ModelError for a name that is no file because it is an architecture."""
     from . import models
 
     if path in models.available():
-        return ModelError(
+        raise ModelError(
             f"{path} is an architecture, and its weights come from a file: Model.load(FILE, arch={path!r}); "
             f"with random weights: Model.from_graph(fastmobilenet.models.build({path!r}))"
-        )
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        ) from None
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

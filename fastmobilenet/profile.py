@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from .benchmark import WARM_UP, cpu_name
 from .graph import Graph, Node, Shape, count_macs, infer_shapes
 from .lower import Engine
 from .roofline import BOUNDS, Rates, Work, find_bound, measure_peak, measure_rates
+from .values import check_count, counted
 
 FLOAT = 4
 #: Between the names of nodes that run as one.
@@ -184,11 +184,12 @@ class Profile:
 
     def heading(self) -> tuple[str, str]:
         """Two lines: what ran, and how fast."""
-        threads = f"{self.threads} thread" + ("" if self.threads == 1 else "s")
+        threads = counted(self.threads, "thread")
+        runs = counted(len(self.walls), "run")
         batch = "" if self.batch == 1 else f", one of {self.batch} pictures"
         return (
             "{} at {}x{} on {}: fp32, {}, {}".format(self.model, *self.size, self.cpu, self.isa, threads),
-            f"fastest of {len(self.walls)} runs{batch}: {1e3 * self.seconds:.3f} ms, {self.gflops:.1f} GFLOP/s, "
+            f"fastest of {runs}{batch}: {1e3 * self.seconds:.3f} ms, {self.gflops:.1f} GFLOP/s, "
             f"{100 * self.share_of_peak():.0f} % of the peak of {self.rates.peak / 1e9:.0f}",
         )
 
@@ -247,9 +248,7 @@ def measure(engine: Engine, x: npt.NDArray[Any], *, threads: int, runs: int) -> 
     and after the runs, and the larger figure counts. Raises TypeError and ValueError for a wrong ``runs``, ValueError
     for no picture.
     """
-    runs = operator.index(runs)
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, not {runs}")
+    runs = check_count("runs", runs)
     count = x.shape[0]
     if count == 0:
         raise ValueError("there is nothing to profile in a batch of no pictures")

@@ -99,6 +99,26 @@ def test_bench_of_an_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert "mobilenetv2_035 at 32x32" in out
     assert err == ""
+    for threads, shown in ((1, "batch 1, 1 thread, "), (2, "batch 1, 2 threads, ")):
+        command = ["bench", "--model", "mobilenetv2_035", "--size", "32", "--seconds", "0.01"]
+        assert main([*command, "--threads", str(threads)]) == 0
+        assert shown in capsys.readouterr().out
+
+
+def test_bench_of_what_fits_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--model", "mobilenetv2_035", "--seconds", "0.01"]
+    for option in (["--size", "100000"], ["--size", "99999999999999999999"], ["--batch", "99999999999999999999"]):
+        assert main([*command, *option]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "too large" in err or "not enough memory" in err
+
+
+def test_labels_are_of_no_matter_to_bench(model_file: str, make_graph: Any, monkeypatch: Any, capsys: Any) -> None:
+    graph = make_graph(labels=("too", "few"))
+    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    assert main(["bench", "--model", model_file, "--seconds", "0.01"]) == 0
 
 
 def test_benchmark_figures() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmobilenet import Graph, Model, models
+from fastmobilenet import Graph, Model, image, models
 
 from .samples import assert_same_bits, floats, pixels
 
@@ -52,10 +52,33 @@ def test_empty_pictures_are_refused(model: Model, shape: tuple[int, ...], dtype:
         model.run(np.zeros(shape, dtype))
 
 
-@pytest.mark.parametrize("x", [None, 3, 2.5, b"bytes", {"a": 1}, object(), [None], [[1, 2, 3]], iter([])])
+@pytest.mark.parametrize("x", [None, 3, 2.5, b"bytes", {"a": 1}, object(), iter([]), {"cat.png"}, np.float32(3)])
 def test_other_things_are_refused(model: Model, x: Any) -> None:
-    with pytest.raises(TypeError):
+    """The message lists all that is taken."""
+    with pytest.raises(TypeError) as caught:
         model.run(x)
+    for part in (
+        "a path, a PIL image, uint8 pixels (height, width, 3) or (n, height, width, 3), a list or tuple of pictures",
+        "preprocessed float32 (height, width, 3) or (n, height, width, 3)",
+        f"got {'numpy.' * isinstance(x, np.generic)}{type(x).__name__}",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("x", [[None], [[1, 2, 3]], ["a.png", 3]])
+def test_lists_of_other_things_are_refused(model: Model, x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_from_file", lambda path: pixels(9, 9, 3))
+    with pytest.raises(TypeError, match=rf"item {len(x) - 1} of the list: expected a path, a PIL image or uint8"):
+        model.run(x)
+
+
+@pytest.mark.parametrize("make", [pixels, floats])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (2, 32, 32, 3)])
+def test_masked_arrays_are_refused(model: Model, make: Callable[..., np.ndarray], shape: tuple[int, ...]) -> None:
+    x = np.ma.masked_less(make(*shape), 0)
+    for run in (model.run, model.classify, model.profile):
+        with pytest.raises(TypeError, match=rf"got a masked {x.dtype} array of shape {re.escape(str(shape))}"):
+            run(x)
 
 
 def test_lists_of_float_arrays_are_refused(model: Model) -> None:
@@ -66,7 +89,7 @@ def test_lists_of_float_arrays_are_refused(model: Model) -> None:
 def test_a_network_of_one_channel_takes_no_pictures() -> None:
     graph = models.build("mobilenet_v1", width=0.25, input_size=(32, 32))
     grey = Graph((graph.nodes[0],), graph.nodes[0].name, input_size=(8, 8), input_channels=1)
-    with pytest.raises(ValueError, match="takes 1 channels, so it takes no pictures"):
+    with pytest.raises(ValueError, match="takes 1 channel, so it takes no pictures"):
         Model.from_graph(grey).run(pixels(8, 8, 3))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +35,50 @@ def test_labels_that_do_not_fit(small_graph: Graph, tmp_path: Path) -> None:
         Model.from_graph(small_graph, labels=names(9))
     with pytest.raises(ModelError, match=re.escape("give others with labels=...")):
         Model.from_graph(small_graph.replace(labels=names(11)))
-    with pytest.raises(TypeError, match="labels must be strings"):
-        Model.from_graph(small_graph, labels=list(range(10)))  # type: ignore[arg-type]
     for content, message in ((b"", "empty"), (b"\xff\xfe\x00", "UTF-8")):
         (tmp_path / "bad.txt").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             Model.from_graph(small_graph, labels=tmp_path / "bad.txt")
     with pytest.raises(FileNotFoundError):
         Model.from_graph(small_graph, labels=tmp_path / "none.txt")
+    (tmp_path / "short.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match=r"short\.txt: small has 10 classes, but there are 2 labels"):
+        Model.from_graph(small_graph, labels=tmp_path / "short.txt")
+
+
+@pytest.mark.parametrize(
+    "labels, given",
+    [
+        (set(names(10)), "set"),
+        (frozenset(names(10)), "frozenset"),
+        (dict.fromkeys(names(10)), "dict"),
+        (dict(enumerate(names(10))), "dict"),
+        (list(range(10)), "list of int"),
+        ([*names(9), None], "list of NoneType and str"),
+        ([*names(9), b"name 9"], "list of bytes and str"),
+        (b"labels.txt", "bytes of int"),
+        (7, "int"),
+        (np.arange(10.0), "ndarray of float64"),
+    ],
+)
+def test_labels_that_are_no_list_of_strings(small_graph: Graph, labels: Any, given: str) -> None:
+    """A set has the right number and no order: its names would stand for other classes at every start."""
+    with pytest.raises(TypeError, match=f"labels must be a list of strings, or the path .*, not {given}$"):
+        Model.from_graph(small_graph, labels=labels)
+
+
+def test_lists_of_labels_of_any_kind(small_graph: Graph) -> None:
+    for labels in (list(names(10)), np.array(names(10)), iter(names(10)), dict(enumerate(names(10))).values()):
+        kept = Model.from_graph(small_graph, labels=labels).labels
+        assert kept == names(10)
+        assert {type(name) for name in kept} == {str}
+
+
+def test_counts_are_written_as_one_says_them(make_graph: Callable[..., Graph]) -> None:
+    with pytest.raises(ValueError, match=r"small has 10 classes, but there is 1 label$"):
+        Model.from_graph(make_graph(), labels=["one"])
+    with pytest.raises(ValueError, match=r"small has 1 class, but there are 2 labels$"):
+        Model.from_graph(make_graph(classes=1), labels=names(2))
 
 
 IMAGENET_1000 = names(1000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fastmobilenet import Graph, Model, ModelError, Prediction, Preprocess, importers
-from fastmobilenet.graph import count_parameters
+from fastmobilenet.benchmark import benchmark
+from fastmobilenet.graph import GraphBuilder, count_parameters
 from fastmobilenet.model import GROUP
 from fastmobilenet.reference import execute
 
@@ -104,11 +107,84 @@ def test_size_of_pictures_can_be_chosen(model: Model, small_graph: Graph) -> Non
 
 
 @pytest.mark.parametrize(
-    "size, error", [(0, ValueError), ((3, -1), ValueError), (2.5, TypeError), ((1, 2, 3), TypeError)]
+    "size, error",
+    [
+        (0, ValueError),
+        ((3, -1), ValueError),
+        (2.5, TypeError),
+        (True, TypeError),
+        ((32, True), TypeError),
+        ((1, 2, 3), TypeError),
+        ((), TypeError),
+        ("32", TypeError),
+        ((32, 32.0), TypeError),
+        ({32, 40}, TypeError),
+        ({32: 1, 40: 1}, TypeError),
+        (np.array([32.0, 32.0]), TypeError),
+        (np.array(0), ValueError),
+    ],
 )
 def test_bad_sizes(model: Model, size: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="size must be"):
-        model.run(pixels(32, 32, 3), size=size)
+    for run in (model.run, model.probabilities, model.classify, model.profile):
+        with pytest.raises(error, match="size must be"):
+            run(pixels(32, 32, 3), size=size)
+
+
+@pytest.mark.parametrize("size", [[40, 24], np.array([40, 24]), (np.uint8(40), np.int64(24)), range(40, 23, -16)])
+def test_sizes_of_any_kind(model: Model, size: Any) -> None:
+    x = pixels(48, 48, 3)
+    assert_same_bits(model.run(x, size=size), model.run(x, size=(40, 24)))
+
+
+def no_memory(run: Callable[[], object], message: str) -> None:
+    """``run`` raises a ModelError and takes less than a megabyte for it."""
+    with pytest.raises(ModelError, match=message):
+        run()  # modules that it imports are not what is measured
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=message):
+            run()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("x", ["none.png", pixels(32, 32, 3), pixels(2, 32, 32, 3), ["none.png", pixels(32, 32, 3)]])
+def test_sizes_that_do_not_fit_are_refused_first(model: Model, x: Any) -> None:
+    """Before a file is opened and memory is taken."""
+    for run in (model.run, model.probabilities, model.classify, model.profile):
+        no_memory(lambda run=run: run(x, size=(100_000, 100_000)), r"\(1, 100000, 100000, 3\) is too large")
+    with pytest.raises(ModelError, match="too large"):
+        benchmark(model, size=100_000)
+
+
+def test_arrays_that_do_not_fit_are_refused_before_they_are_copied(model: Model) -> None:
+    for dtype in (np.float32, ">f4"):
+        x = np.broadcast_to(np.zeros(3, dtype), (2, 100_000, 100_000, 3))
+        no_memory(lambda x=x: model.run(x), "too large")
+    pool = GraphBuilder()
+    x = pool.add("avg_pool2d", pool.add("input"), kernel=(7, 7), stride=(1, 1), padding=(0, 0, 0, 0))
+    small = Model.from_graph(pool.build(x, input_size=(7, 7)))
+    for size in (6, (7, 6)):
+        with pytest.raises(ModelError, match="use a larger picture"):
+            small.run(["none.png"], size=size)
+
+
+def test_long_batches_run_in_groups(model: Model) -> None:
+    """A batch that has to be copied, as one of another size has, takes memory for a group only."""
+    one = pixels(40, 36, 3)
+    many = np.broadcast_to(one, (GROUP * 8, 40, 36, 3))
+    model.run(many[:1])
+    tracemalloc.start()
+    try:
+        out = model.run(many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert_same_bits(out, np.repeat(model.run(one)[None], GROUP * 8, axis=0))
+    assert peak < GROUP * 2 * 32 * 32 * 3
+    with pytest.raises(ValueError, match=rf"got uint8 of shape \({GROUP * 2}, 3, 40, 36\)"):
+        model.run(np.zeros((GROUP * 2, 3, 40, 36), np.uint8))
 
 
 def test_size_is_not_for_arrays(model: Model) -> None:
@@ -177,8 +253,12 @@ def test_classify_sorts_and_cuts(model: Model) -> None:
     assert model.classify(x[0], top=3) == rows[0]
     assert len(model.classify(x[0])) == 5
     assert len(model.classify(x[0], top=99)) == 10
-    with pytest.raises(ValueError, match="top must be at least 1"):
+    assert model.classify(x, top=np.uint8(3)) == rows
+    with pytest.raises(ValueError, match="top must be at least 1, not 0"):
         model.classify(x, top=0)
+    for top in (2.5, True, "3", None, [3], np.float32(3), np.array([1, 2])):
+        with pytest.raises(TypeError, match="top must be a whole number, not "):
+            model.classify("none.png", top=top)  # before the file is looked for
 
 
 def test_equal_scores_are_in_the_order_of_the_classes(make_graph: Callable[..., Graph]) -> None:
@@ -208,11 +288,15 @@ def test_load_passes_its_options_on(model_file: str, monkeypatch: pytest.MonkeyP
         ({"precision": "fp16"}, ModelError, "fp32"),
         ({"precision": "int8"}, ModelError, "fp32"),
         ({"precision": "double"}, ValueError, "fp32, fp16, int8"),
+        ({"precision": np.array(["fp32", "int8"])}, TypeError, "precision must be a string or None, not ndarray"),
         ({"threads": 0}, ValueError, "threads must be 1 to [0-9]+, not 0"),
         ({"threads": -1}, ValueError, "not -1"),
         ({"threads": 10**9}, ValueError, "not 1000000000"),
         ({"threads": 1.5}, TypeError, "threads must be a whole number"),
-        ({"threads": True}, TypeError, "threads must be a whole number"),
+        ({"threads": True}, TypeError, "threads must be a whole number or None, not True"),
+        ({"threads": np.True_}, TypeError, "threads must be a whole number"),
+        ({"threads": "2"}, TypeError, "threads must be a whole number"),
+        ({"threads": np.array([1, 2])}, TypeError, "threads must be a whole number"),
         ({"preprocess": "imagenet"}, TypeError, "preprocess must be a fastmobilenet.Preprocess, not str"),
     ],
 )
@@ -226,6 +310,10 @@ def test_sources_that_are_no_file(tmp_path: Path) -> None:
         Model.load(tmp_path / "none.tflite")
     with pytest.raises(ModelError, match=r"architecture.*arch=.mobilenet_v2."):
         Model.load("mobilenet_v2")
+    if os.name == "posix" and os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0)
+        with pytest.raises(PermissionError, match=r"net\.tflite"):
+            Model.load(tmp_path / "closed" / "net.tflite")
     with pytest.raises(TypeError, match="path of a model file, not int"):
         Model.load(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"must be a fastmobilenet\.Graph"):
@@ -239,6 +327,10 @@ def test_default_threads_come_from_the_environment(small_graph: Graph, monkeypat
     monkeypatch.setenv("FASTMOBILENET_NUM_THREADS", "2")
     assert Model.from_graph(small_graph).threads == 2
     assert Model.from_graph(small_graph, threads=np.int64(4)).threads == 4
+    for text in ("\u00b2", "-1", "2.0", "0", "two"):
+        monkeypatch.setenv("FASTMOBILENET_NUM_THREADS", text)
+        with pytest.raises(ValueError, match=f"FASTMOBILENET_NUM_THREADS must be a positive number, not '{text}'"):
+            Model.from_graph(small_graph)
 
 
 def test_repr_says_what_it_is(small_graph: Graph) -> None:
@@ -254,3 +346,22 @@ def test_repr_says_what_it_is(small_graph: Graph) -> None:
         model.isa,
     ):
         assert part in text
+    assert "fp32, 1 thread, " in repr(Model.from_graph(small_graph, threads=1))
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"batch": 0}, ValueError, "batch must be at least 1"),
+        ({"batch": 1.5}, TypeError, "batch must be a whole number, not 1.5"),
+        ({"batch": 10**20}, MemoryError, "a batch of 100000000000000000000 pictures"),
+        ({"size": 2.5}, TypeError, "size must be one whole number"),
+        ({"seconds": 0}, ValueError, "seconds must be above 0"),
+        ({"seconds": float("nan")}, ValueError, "seconds must be above 0"),
+    ],
+)
+def test_benchmark_checks_its_arguments(
+    model: Model, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        benchmark(model, **options)

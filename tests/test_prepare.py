@@ -152,10 +152,13 @@ def test_prepare_checks_its_arguments() -> None:
         with pytest.raises(ValueError, match="got uint8 of shape"):
             image.prepare(np.zeros(shape, np.uint8), PLAIN, (8, 8))
     for size in ((0, 8), (8, 0), (-1, 8)):
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ValueError, match="size must be positive"):
             image.prepare(picture(4, 5), PLAIN, size)
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ValueError, match="size must be positive"):
             image.to_batch([], PLAIN, size)
+    for size in ((2.5, 8), "88", (8, 8, 8), None, {8, 9}):
+        with pytest.raises(TypeError, match=r"size must be one whole number or \(height, width\)"):
+            image.prepare(picture(4, 5), PLAIN, size)  # type: ignore[arg-type]
 
 
 def test_real_pictures_equal_a_plain_pillow_pipeline(test_data: Path) -> None:

@@ -114,6 +114,7 @@ def test_what_it_takes(make_graph: Callable[..., Graph], picture: str) -> None:
     assert model.profile(Path(picture), runs=1, size=(40, 24)).size == (40, 24)
     assert model.profile([picture, pixels(9, 50, 3)], runs=1).batch == 2
     assert model.profile(floats(3, 48, 20), runs=1).size == (48, 20)
+    assert str(model.profile(picture, runs=np.int8(1))).splitlines()[1].startswith("fastest of 1 run: ")
     wide = np.zeros((1, 3, 32, 64), np.float32)[..., ::2]
     assert model.profile(wide, runs=1).size == (32, 32)
 
@@ -122,7 +123,8 @@ def test_what_it_takes(make_graph: Callable[..., Graph], picture: str) -> None:
     "x, options, error, message",
     [
         (pixels(32, 32, 3), {"runs": 0}, ValueError, "runs must be at least 1, not 0"),
-        (pixels(32, 32, 3), {"runs": 2.5}, TypeError, "float"),
+        (pixels(32, 32, 3), {"runs": 2.5}, TypeError, "runs must be a whole number, not 2.5"),
+        (pixels(32, 32, 3), {"runs": True}, TypeError, "runs must be a whole number, not True"),
         (pixels(0, 32, 32, 3), {}, ValueError, "no pictures"),
         ([], {}, ValueError, "no pictures"),
         (floats(32, 32, 3), {"size": 32}, ValueError, "has its size already"),

@@ -4,12 +4,19 @@ and how errors end."""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from . import bench, classify, info, profile
-from .terminal import CommandError, fail, report
+from .terminal import CommandError, drop_output, fail, replace_closed_streams, report, tell
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+#: The exit status where the reader of the output went away: that of a process which SIGPIPE (13) ends.
+BROKEN_PIPE = 128 + 13
 
 DESCRIPTION = "Run MobileNets on the CPU: classify pictures, look into a model file, measure its speed."
 
@@ -27,6 +34,17 @@ environment:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Help that cannot be written is an error, which argparse hides; complaints need nobody to read them."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"{self.format_usage()}{self.prog}: error: {message}\n")
+        raise SystemExit(2)
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -38,7 +56,7 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastmobilenet",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -53,20 +71,32 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process) and return its exit status."""
+    replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name or label may hold what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # remarks of Pillow and NumPy, in a form that is for programmers
+        return _finish(_guarded(argv))
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """The exit status, whatever happens; but --help, --version and a wrong command line leave with SystemExit."""
     try:
-        args = make_parser().parse_args(argv)
+        try:
+            args = make_parser().parse_args(argv)
+        except SystemExit as leave:
+            if not leave.code:
+                sys.stdout.flush()  # here, where an error still has a place to go
+            raise
         status: int = args.run(args)
-        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         report("interrupted")
         return 130
     except BrokenPipeError:
-        _forget_stdout()
-        return 141
+        return BROKEN_PIPE
     except CommandError as error:
         return fail(str(error))
     except MemoryError:
@@ -75,11 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
 
 
-def _forget_stdout() -> None:
-    """What is still buffered has no reader: send it nowhere, or Python complains about it at exit."""
+def _finish(status: int) -> int:
+    """Writes what is left to write, for Python would do so after the exit status is settled."""
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        pass  # stdout is no file, so there is no pipe to forget
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output(sys.stdout)
+        return status or BROKEN_PIPE
+    except (OSError, ValueError) as error:  # a full disk
+        drop_output(sys.stdout)
+        return status or fail(error)
+    return status

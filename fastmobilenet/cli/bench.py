@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Progress, add_arch_option, load_graph, picture_size, positive, positive_seconds, table
+from .terminal import Progress, add_arch_option, load_graph, picture_size, positive, positive_seconds, printable, table
 
 if TYPE_CHECKING:
     from ..benchmark import Result
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from ..model import Model
 
     graph, _ = load_graph(args.model, args.arch)
-    model = Model.from_graph(graph, threads=args.threads)
+    model = Model.from_graph(graph, threads=args.threads, labels=())  # nothing is named here
     progress = Progress()
     try:
         result = benchmark(
@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(result: Result) -> list[str]:
+    from ..values import counted
+
     h, w = result.size
+    threads = counted(result.threads, "thread")
 
     def time(seconds: float) -> str:
         share = 100 * result.share_of_peak(seconds)
@@ -78,9 +81,9 @@ def lines(result: Result) -> list[str]:
 
     return table(
         [
-            ("model", f"{result.model} at {h}x{w}, {result.macs / 1e6:.0f} M MACs a picture"),
+            ("model", f"{printable(result.model)} at {h}x{w}, {result.macs / 1e6:.0f} M MACs a picture"),
             ("CPU", result.cpu),
-            ("runs", f"{len(result.times)}, batch {result.batch}, {result.threads} threads, {result.isa}, fp32"),
+            ("runs", f"{len(result.times)}, batch {result.batch}, {threads}, {result.isa}, fp32"),
             ("minimum", time(result.minimum)),
             ("median", time(result.median)),
             ("throughput", f"{result.images_per_second:.1f} pictures/s at the median"),

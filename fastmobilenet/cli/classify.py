@@ -6,11 +6,12 @@ import argparse
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Progress, add_arch_option, positive, reason, report
+from .terminal import Progress, add_arch_option, check_trained, positive, printable, reason, report
 
 if TYPE_CHECKING:
     from ..model import Model, Prediction
@@ -59,14 +60,15 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..model import Model
 
+    check_trained(args.model, "classify")
     model = Model.load(args.model, arch=args.arch, labels=args.labels, threads=args.threads)
-    paths, empty = collect(args.images)
-    for folder in empty:
-        report(f"{folder}: no pictures in this folder ({' '.join(SUFFIXES)})")
+    paths, problems = collect(args.images)
+    for problem in problems:
+        report(problem)
     headings = len(args.images) > 1 or os.path.isdir(args.images[0])
     # On a terminal that shows the results, these are the progress.
     progress = Progress(len(paths) > 1 and not sys.stdout.isatty())
-    failed = len(empty)
+    failed = len(problems)
     try:
         for done, path in enumerate(paths):
             progress.show(f"{done} of {len(paths)}: {os.path.basename(path)}")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             if isinstance(result, str):
                 failed += 1
                 progress.clear()
-                report(result if path in result else f"{path}: {result}")
+                report(f"{path or repr(path)}: {result}")
             if args.json:
                 print(as_json(path, result), flush=True)
             elif not isinstance(result, str):
@@ -82,32 +84,45 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.clear()
     if failed and len(paths) > 1:
-        report(f"{failed} of {len(paths) + len(empty)} failed")
+        report(f"{failed} of {len(paths) + len(problems)} failed")
     return 1 if failed else 0
 
 
 def collect(images: list[str]) -> tuple[list[str], list[str]]:
-    """The pictures that the arguments stand for, in their order and sorted in each folder; and the folders that have
-    none. Links to folders are not followed, names that begin with a dot are left out."""
+    """The pictures that the arguments stand for, in their order and sorted in each folder; and what is wrong with
+    folders. Links to folders are not followed, names that begin with a dot are left out, and so are pipes, sockets
+    and devices in a folder: they are no pictures, whatever their names."""
     paths: list[str] = []
-    empty: list[str] = []
+    problems: list[str] = []
     for image in images:
         if not os.path.isdir(image):
             paths.append(image)
             continue
-        found = list(_walk(image))
+        closed: list[OSError] = []
+        found = list(_walk(image, closed))
         paths.extend(found)
-        if not found:
-            empty.append(image)
-    return paths, empty
+        problems.extend(map(reason, closed))
+        if not found and not closed:
+            problems.append(f"{image}: no pictures in this folder ({' '.join(SUFFIXES)})")
+    return paths, problems
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
+def _walk(folder: str, closed: list[OSError]) -> Iterator[str]:
+    """``closed`` gets the errors of folders that cannot be read."""
+    for root, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(root, name)
+            path = os.path.join(root, name)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not _is_special(path):
+                yield path
+
+
+def _is_special(path: str) -> bool:
+    """Whether it is something other than a file. A link that leads nowhere is a file that is missing."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def classify(model: Model, path: str, top: int) -> list[Prediction] | str:
@@ -117,14 +132,15 @@ def classify(model: Model, path: str, top: int) -> list[Prediction] | str:
     except MemoryError:
         return "not enough memory for this picture"
     except (OSError, ValueError, TypeError) as error:
-        return reason(error)
+        return reason(error, path)
 
 
 def lines(heading: str | None, predictions: list[Prediction]) -> list[str]:
-    width = max(len(p.label) for p in predictions)
+    labels = [printable(p.label) for p in predictions]
+    width = max(map(len, labels))
     indent = "" if heading is None else "  "
-    body = [f"{indent}{p.label:<{width}}  {100 * p.score:5.1f} %" for p in predictions]
-    return body if heading is None else [heading, *body]
+    body = [f"{indent}{label:<{width}}  {100 * p.score:5.1f} %" for label, p in zip(labels, predictions, strict=True)]
+    return body if heading is None else [printable(heading), *body]
 
 
 def as_json(path: str, result: list[Prediction] | str) -> str:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .terminal import add_arch_option, load_graph, picture_size, table
+from .terminal import add_arch_option, load_graph, picture_size, printable, table
 
 if TYPE_CHECKING:
     from ..graph import Graph, Node
@@ -104,7 +104,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     weights = "" if facts["file"] else " (architecture only, random weights)"
     labels = "none in the file" if facts["labels"] is None else str(facts["labels"])
     head = [
-        ("model", facts["name"] + weights),
+        ("model", printable(facts["name"]) + weights),
         ("input", f"{shape}, float32 arrays in {source['layout']}"),
         ("output", "x".join(map(str, facts["output"]))),
         ("pictures", facts["preprocess"]["description"]),
@@ -122,6 +122,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _shorten(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= NAME_WIDTH else "..." + name[3 - NAME_WIDTH :]
 
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from typing import Any
 
-from .terminal import add_arch_option, load_graph, picture_size, positive
+from .terminal import add_arch_option, load_graph, picture_size, positive, printable
 
 DEFAULT_RUNS = 20
 
@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from ..model import Model
 
     graph, _ = load_graph(args.model, args.arch)
-    profile = Model.from_graph(graph, threads=args.threads).profile(args.image, size=args.size, runs=args.runs)
+    model = Model.from_graph(graph, threads=args.threads, labels=())  # nothing is named here
+    profile = model.profile(args.image, size=args.size, runs=args.runs)
     if args.html is not None:
         write(args.html, profile.to_html())
-    print(profile.to_json() if args.json else profile)
+    print(profile.to_json() if args.json else "\n".join(map(printable, str(profile).split("\n"))))
     return 0
 
 

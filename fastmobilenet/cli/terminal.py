@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -16,9 +18,45 @@ class CommandError(Exception):
     """Ends the command with this message and exit status 1."""
 
 
+def replace_closed_streams() -> None:
+    """What goes to a standard stream that was closed (``>&-``) is dropped, as if it were /dev/null.
+
+    Python makes such a stream None, and the next file that is opened gets its number.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
+
+
+def drop_output(stream: TextIO) -> None:
+    """Nobody reads the stream any more: what is still in its buffer goes nowhere, or Python complains at its exit."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        stream.flush()
+    except (OSError, ValueError):
+        pass  # it is no file, so nothing is flushed at exit
+
+
+def tell(text: str) -> None:
+    """Text to standard error as it is. If nobody is there to read it, that is no error of the command."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        drop_output(sys.stderr)
+
+
 def report(message: str) -> None:
     """One line on standard error."""
-    print(f"fastmobilenet: {message}", file=sys.stderr, flush=True)
+    tell(f"fastmobilenet: {printable(message)}\n")
+
+
+def printable(text: str) -> str:
+    """Names come from files and may hold anything: what would break the line or command a terminal is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def fail(error: BaseException | str) -> int:
@@ -27,12 +65,26 @@ def fail(error: BaseException | str) -> int:
     return 1
 
 
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
+#: The messages of the package name arguments as Python has them -> the options of the command.
+_OPTIONS = (
+    (re.compile(r"\barch='([\w.-]+)'"), r"--arch \1"),
+    (re.compile(r"\barch="), "--arch"),
+    (re.compile(r"\blabels=\.\.\., or none with labels=\(\)"), "--labels"),
+)
+
+
+def reason(error: BaseException, about: str | None = None) -> str:
+    """An exception in one line; without the name of the file in front where ``about`` is that name."""
     if isinstance(error, OSError) and error.strerror:
         file = error.filename
-        return error.strerror if file is None else f"{os.fspath(file)}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(file, (str, bytes)) or os.fsdecode(file) == about:
+            return error.strerror
+        return f"{os.fsdecode(file) or repr('')}: {error.strerror}"
+    text = str(error) if about is None else str(error).removeprefix(f"{about}: ")
+    text = re.sub(r"\s*\n\s*", " ", text.strip())
+    for pattern, option in _OPTIONS:
+        text = pattern.sub(option, text)
+    return text or type(error).__name__
 
 
 class Progress:
@@ -44,12 +96,13 @@ class Progress:
 
     def show(self, text: str) -> None:
         if self._enabled:
-            print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+            text = printable(text)[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be wiped away
+            tell(f"\r{text:<{self._width}}")
             self._width = len(text)
 
     def clear(self) -> None:
         if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            tell("\r" + " " * self._width + "\r")
             self._width = 0
 
 
@@ -91,18 +144,44 @@ def add_arch_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="NAME", help="architecture, for a file that holds weights only")
 
 
+def check_trained(source: str, command: str) -> None:
+    """Refuses an architecture where a file is needed: one with random weights says nothing about a picture."""
+    if _is_missing(source):
+        from .. import importers, models
+
+        if source in models.available():
+            raise CommandError(
+                f"{source} is an architecture, and {command} needs trained weights: give a model file with --model "
+                f"({importers.SUPPORTED}); for one that holds weights only, add --arch {source}"
+            )
+
+
 def load_graph(source: str, arch: str | None) -> tuple[Graph, bool]:
     """The graph of a model file, or of an architecture with random weights; and whether it came from a file."""
-    if not os.path.exists(source):
+    if _is_missing(source):
         from .. import ModelError, models
 
         try:
-            return models.build(source), False
+            graph = models.build(source)
         except ModelError as error:
             raise CommandError(f"{source}: no such file, and {error}") from None
+        if arch is not None:
+            raise CommandError(f"{source} is an architecture; --arch is for a file that holds weights only")
+        return graph, False
     from .. import importers
 
     return importers.load(source, arch=arch), True
+
+
+def _is_missing(path: str) -> bool:
+    """Whether there is no such file, rather than one that cannot be seen from here."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file has
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def table(rows: list[tuple[Any, ...]], right: set[int]) -> list[str]:
