@@ -29,6 +29,11 @@
   FMN_ROWS_1_6(NB, XS), FMN_T(7, NB, XS), FMN_T(8, NB, XS), FMN_T(9, NB, XS), FMN_T(10, NB, XS), FMN_T(11, NB, XS), \
       FMN_T(12, NB, XS), FMN_T(13, NB, XS), FMN_T(14, NB, XS)
 
+#define FMN_ROWS_15_28(NB, XS)                                                                                      \
+  FMN_T(15, NB, XS), FMN_T(16, NB, XS), FMN_T(17, NB, XS), FMN_T(18, NB, XS), FMN_T(19, NB, XS), FMN_T(20, NB, XS), \
+      FMN_T(21, NB, XS), FMN_T(22, NB, XS), FMN_T(23, NB, XS), FMN_T(24, NB, XS), FMN_T(25, NB, XS),                \
+      FMN_T(26, NB, XS), FMN_T(27, NB, XS), FMN_T(28, NB, XS)
+
 #define FMN_DEFINE_TABLE(isa)                                                \
   namespace fmn {                                                            \
   namespace isa {                                                            \

@@ -74,7 +74,9 @@ inline Vec opaque(Vec v) {
   asm("" : "+x"(v));
   return v;
 }
+// Into the second-level cache, and into the first.
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+inline void fetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 #if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
 // One instruction each and volatile: GCC 12 otherwise hoists the broadcasts of several k and spills.

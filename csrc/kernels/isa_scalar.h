@@ -85,6 +85,7 @@ inline Vec opaque(Vec v) {
   return v;
 }
 inline void prefetch(const char*) {}
+inline void fetch(const float*) {}
 
 inline Frag load_a(const float* p) { return *p; }
 inline Frag load_a1(const float* p) { return *p; }
