@@ -23,6 +23,8 @@ name. All tensors are NHWC with rank 4; a vector is (n, 1, 1, c). ``reference.py
 | dense               | x[, add] | [activation]                                    | weight (oc, h * w * c)         |
 |                     |          |                                                 | [, bias (oc,)]                 |
 | softmax             | x        |                                                 |                                |
+| quantize            | x        | quant                                           |                                |
+| dequantize          | x        |                                                 |                                |
 
 ``stride``, ``dilation``, ``kernel`` and the pool's ``size`` are pairs (vertical, horizontal). ``padding`` is
 either four pixels (top, bottom, left, right) or ``"same"``: TensorFlow's rule, which depends on the size of the picture
@@ -31,6 +33,11 @@ filled counts, if it begins inside (PyTorch's rule). The second input of add and
 gather_channels takes channels of the concatenated inputs: a slice, a split and a channel shuffle are all that
 (``index``: a tuple of ints). A dense layer reads its input in NHWC order. The mean and std of an input
 are applied to every picture, after the preprocessing of pixels and to float tensors too (Keras' Rescaling).
+
+A node with the attribute ``quant`` (quantization.Quant) makes bytes: the input, or any op whose inputs are bytes (a
+quantize takes floats, or changes the scale of bytes). A conv2d or dense layer then has a weight of int8, or of uint8
+with the attribute ``weight_zero``, an int32 bias in units of input scale * weight scale, and the param ``weight_scale``
+(1,) or (oc,); ``reference_u8.py`` says what it computes. A dequantize turns bytes into floats.
 
 The optional second input of conv2d and dense is added before the activation; passes.py puts it there, and the mean and
 std of the input too; importers do not.
@@ -330,6 +337,8 @@ OPS: dict[str, OpSpec] = {
     "lrn": OpSpec((1, 1), _lrn, ("size", "alpha", "beta", "bias")),
     "dense": OpSpec((1, 2), _dense),
     "softmax": OpSpec((1, 1), lambda node, xs: xs[0]),
+    "quantize": OpSpec((1, 1), lambda node, xs: xs[0], ("quant",)),
+    "dequantize": OpSpec((1, 1), lambda node, xs: xs[0]),
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from . import reference_u8
 from .graph import Activation, Graph, Node, Padding, infer_shapes, kernel_size, resolve_padding
 
 
@@ -159,15 +160,25 @@ _EXECUTE: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+def _normalized(node: Node, x: np.ndarray) -> np.ndarray:
+    y: np.ndarray = (x.astype(np.float64) - node.attrs.get("mean", 0.0)) / node.attrs.get("std", 1.0)
+    return y
+
+
 def execute(graph: Graph, x: np.ndarray, *, keep: bool = False) -> dict[str, np.ndarray]:
     """Run the graph on x (n, h, w, c), already preprocessed. Returns tensor name -> (n, h, w, c) float64:
-    the output alone, or every tensor with ``keep=True``."""
+    the output alone, or every tensor with ``keep=True``. Quantised tensors are uint8 (reference_u8.py)."""
     n, h, w, _ = x.shape
     infer_shapes(graph, n, h, w)
     values: dict[str, np.ndarray] = {}
     for node in graph.nodes:
-        if node.op == "input":
-            values[node.name] = (x.astype(np.float64) - node.attrs.get("mean", 0.0)) / node.attrs.get("std", 1.0)
+        if "quant" in node.attrs:
+            sources = [values[s] for s in node.inputs] if node.op != "input" else [_normalized(node, x)]
+            values[node.name] = reference_u8.execute_node(node, graph, sources)
+        elif node.op == "dequantize":
+            values[node.name] = graph[node.inputs[0]].attrs["quant"].dequantize(values[node.inputs[0]])
+        elif node.op == "input":
+            values[node.name] = _normalized(node, x)
         else:
             with np.errstate(invalid="ignore", over="ignore"):
                 values[node.name] = _EXECUTE[node.op](node, *(values[s] for s in node.inputs))
