@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from fastmobilenet import ModelError, models, reference
-from fastmobilenet.graph import RELU, RELU6, Activation, Graph, GraphBuilder, Node
+from fastmobilenet.graph import (
+    HARD_SIGMOID,
+    HARD_SWISH,
+    RELU,
+    RELU6,
+    SIGMOID,
+    SWISH,
+    Activation,
+    Graph,
+    GraphBuilder,
+    Node,
+)
 from fastmobilenet.models import initialize
 
 
@@ -54,6 +65,31 @@ def test_clamp_moments_equal_numerical_integration(activation: Activation, mean:
     got = initialize.clamp_moments(activation, np.array([mean]), np.array([std**2]))
     np.testing.assert_allclose(got[0], expected, atol=1e-6)
     np.testing.assert_allclose(got[1], ((y - expected) ** 2 * density).sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [HARD_SWISH, HARD_SIGMOID, SIGMOID, SWISH, Activation("hard_swish", alpha=0.2)])
+@pytest.mark.parametrize("mean,std", [(0.0, 1.0), (0.3, 0.7), (-2.0, 1.5), (5.0, 2.0)])
+def test_moments_of_other_activations_are_those_of_many_samples(
+    activation: Activation, mean: float, std: float
+) -> None:
+    y = reference.activate(np.random.default_rng(1).normal(mean, std, 400_000), activation)
+    got = initialize.sampled_moments(activation, np.array([mean, 0.0]), np.array([std**2, 0.0]))
+    np.testing.assert_allclose(got[0][0], y.mean(), atol=5e-3 * max(1.0, y.std()))
+    np.testing.assert_allclose(got[1][0], y.var(), rtol=0.02)
+    np.testing.assert_allclose(got[0][1], reference.activate(np.zeros(1), activation)[0], atol=1e-12)
+    assert got[1][1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_moments_of_a_product_are_those_of_many_samples() -> None:
+    b = GraphBuilder()
+    x = b.add("input")
+    graph = b.build(b.add("mul", x, x))
+    rng = np.random.default_rng(3)
+    a, c = rng.normal(1.5, 0.5, 400_000), rng.normal(-0.5, 0.7, 400_000)
+    moments = [(np.array([v.mean()]), np.array([v.var()])) for v in (a, c)]
+    _, (mean, variance) = initialize._RULES["mul"](graph["mul"], rng, *moments)
+    np.testing.assert_allclose(mean, (a * c).mean(), atol=5e-3)
+    np.testing.assert_allclose(variance, (a * c).var(), rtol=0.02)
 
 
 def test_randomize_makes_biases_and_refuses_ops_it_does_not_know() -> None:

@@ -3,6 +3,7 @@ networks of these libraries."""
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ import pytest
 
 from fastmobilenet import models
 from fastmobilenet.graph import Graph
-from fastmobilenet.importers import state_dict
+from fastmobilenet.importers._namings import Naming
+from fastmobilenet.importers._plan_names import timm
 
 from .peers import import_torchvision
 
@@ -38,33 +40,36 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     return pack(header, b"".join(chunks))
 
 
-def state_of(graph: Graph, arch: str, naming: state_dict.Naming, width: float | None = None) -> dict[str, np.ndarray]:
+def state_of(graph: Graph, arch: str, naming: Naming, width: float | None = None) -> dict[str, np.ndarray]:
     """The parameters of a graph as a library would save them, with its batch norm counters."""
     names = {layer: (conv, bn) for layer, conv, bn in naming(models.find(arch).plan(width))}
     state: dict[str, np.ndarray] = {}
     for node in graph.nodes:
+        p = node.params
         conv, bn = names.get(node.name.removesuffix("/bn"), ("", ""))
-        if node.op == "conv2d":
-            state[f"{conv}.weight"] = np.ascontiguousarray(node.params["weight"].transpose(0, 3, 1, 2))
-        elif node.op == "batch_norm":
-            p = node.params
+        if node.op == "batch_norm":
             state |= {f"{bn}.weight": p["gamma"], f"{bn}.bias": p["beta"]}
             state |= {f"{bn}.running_mean": p["mean"], f"{bn}.running_var": p["variance"]}
             state[f"{bn}.num_batches_tracked"] = np.array(3)
-        elif node.op == "dense":
-            state |= {f"{conv}.weight": node.params["weight"], f"{conv}.bias": node.params["bias"]}
+        elif "weight" in p:
+            weight = p["weight"]
+            if node.name == "hidden" and naming is timm:
+                weight = weight[:, None, None, :]  # a convolution there
+            if weight.ndim == 4:
+                weight = np.ascontiguousarray(weight.transpose(0, 3, 1, 2))
+            state |= {f"{conv}.weight": weight} | ({f"{conv}.bias": p["bias"]} if "bias" in p else {})
     return state
 
 
 def torch_network(arch: str) -> Any:
-    """timm's network of this name, or torchvision's "mobilenet_v2", with random weights, in eval mode.
+    """torchvision's network of this name, or else timm's, with random weights, in eval mode.
 
     Skips the test where the libraries are missing.
     """
     torch = pytest.importorskip("torch")
-    torchvision, timm = import_torchvision(), pytest.importorskip("timm")
+    torchvision, others = import_torchvision(), pytest.importorskip("timm")
     torch.manual_seed(1)
-    return with_statistics(torchvision.models.mobilenet_v2() if arch == "mobilenet_v2" else timm.create_model(arch))
+    return with_statistics(getattr(torchvision.models, arch, functools.partial(others.create_model, arch))())
 
 
 def with_statistics(module: Any) -> Any:

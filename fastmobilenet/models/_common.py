@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,55 +15,6 @@ from .initialize import randomize
 
 #: (node of the skeleton, parameter name) -> the array, of the shape of ``node.params[parameter]``.
 ParameterSource = Callable[[Node, str], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of blocks with the same output channels; the first has the stride, the others stride 1."""
-
-    channels: int
-    repeats: int
-    stride: int
-    expand: int = 1
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block of a Plan: the ``index``-th of stage number ``stage``."""
-
-    name: str
-    stage: int
-    index: int
-    stride: int
-    expand: int
-    channels: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One member of a family: its blocks and their channels, after rounding.
-
-    ``head``: channels of the 1x1 convolution before the pool, 0 for none. ``first_block``: the number of the first
-    block. ``output``: the layer of a block that makes its output channels.
-    """
-
-    stem: int
-    stages: tuple[Stage, ...]
-    head: int
-    first_block: int
-    output: str
-
-    def blocks(self) -> Iterator[Block]:
-        number = self.first_block
-        for s, stage in enumerate(self.stages):
-            for i in range(stage.repeats):
-                stride = 1 if i else stage.stride
-                yield Block(f"block_{number}", s, i, stride, stage.expand, stage.channels)
-                number += 1
-
-    def channels(self) -> tuple[int, ...]:
-        """Output channels of the stem, of every stage and of the head."""
-        return (self.stem, *(s.channels for s in self.stages), self.head)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -103,8 +54,8 @@ class NetBuilder:
         self.builder = GraphBuilder()
         self.channels: dict[str, int] = {}
 
-    def input(self, channels: int = 3) -> str:
-        return self._add("input", name="input", channels=channels)
+    def input(self, channels: int = 3, **attrs: Any) -> str:
+        return self._add("input", name="input", channels=channels, **attrs)
 
     def conv(
         self,
@@ -122,15 +73,15 @@ class NetBuilder:
         padding = self._padding(kernel)
         attrs = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "groups": groups}
         y = self._add("conv2d", x, name=name, channels=channels, params={"weight": weight}, **attrs)
-        stats = {key: _shape(channels) for key in ("gamma", "beta", "mean", "variance")}
-        y = self._add("batch_norm", y, name=f"{name}/bn", channels=channels, params=stats, epsilon=self.epsilon)
+        y = self.batch_norm(y, f"{name}/bn")
         if activation:
             y = self._add("activation", y, name=f"{name}/{activation}", channels=channels, activation=activation)
         return y
 
-    def depthwise(self, x: str, name: str, *, kernel: int = 3, stride: int = 1) -> str:
-        c = self.channels[x]
-        return self.conv(x, name, c, kernel=kernel, stride=stride, groups=c)
+    def batch_norm(self, x: str, name: str) -> str:
+        channels = self.channels[x]
+        params = {key: _shape(channels) for key in ("gamma", "beta", "mean", "variance")}
+        return self._add("batch_norm", x, name=name, channels=channels, params=params, epsilon=self.epsilon)
 
     def add(self, a: str, b: str, name: str) -> str:
         return self._add("add", a, b, name=name, channels=self.channels[a])

@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ModelError
-from ..graph import Activation, Graph, Node
+from ..graph import RELU, Activation, Graph, Node, kernel_size
+from ..reference import activate
 
 #: (mean, variance) of the channels of a tensor: two float64 arrays (c,).
 Moments = tuple[np.ndarray, np.ndarray]
@@ -27,8 +28,12 @@ BETA_STD = 0.25
 MEAN_ERROR = 0.1
 #: Share of the variance that is left of independent values after a pool of a few dozen pixels.
 POOLED = 1 / 16
+#: Correlation of neighbouring pixels, for pools that are smaller than the picture.
+NEIGHBOURS = 0.5
 #: Standard deviation of the logits for such values, as large as a trained classifier's.
 LOGIT_STD = 3.0
+#: Values of a standard normal variable, for sums in place of integrals.
+_NORMAL = np.linspace(-6.0, 6.0, 241)
 
 
 def randomize(graph: Graph, seed: int = 0) -> Graph:
@@ -67,9 +72,10 @@ def _conv2d(node: Node, rng: np.random.Generator, x: Moments) -> Made:
     out_mean = (taps.sum(axis=2) @ mean).reshape(oc)
     out_variance = ((taps**2).sum(axis=2) @ variance).reshape(oc)
     values: dict[str, np.ndarray] = {"weight": weight}
-    if "bias" in node.params:
-        values["bias"] = -out_mean
-        out_mean = np.zeros(oc)
+    if "bias" in node.params:  # there may be no batch norm behind it: the layer itself keeps mean 0 and variance 1
+        scale = 1 / math.sqrt(max(out_variance.mean(), 1e-12))
+        values = {"weight": weight * np.float32(scale), "bias": -out_mean * scale}
+        out_mean, out_variance = np.zeros(oc), out_variance * scale**2
     return values, (out_mean, out_variance)
 
 
@@ -85,7 +91,18 @@ def _batch_norm(node: Node, rng: np.random.Generator, x: Moments) -> Made:
 
 def _activation(node: Node, rng: np.random.Generator, x: Moments) -> Made:
     assert node.activation is not None
-    return {}, clamp_moments(node.activation, *x)
+    if node.activation.kind == "clamp":
+        return {}, clamp_moments(node.activation, *x)
+    return {}, sampled_moments(node.activation, *x)
+
+
+def sampled_moments(activation: Activation, mean: np.ndarray, variance: np.ndarray) -> Moments:
+    """Mean and variance of any activation of normal x, by a sum over equally spaced values of x."""
+    values = mean + np.sqrt(variance) * _NORMAL[:, None]
+    y = activate(values, activation)
+    weight = _density(_NORMAL)[:, None] / _density(_NORMAL).sum()
+    first = (weight * y).sum(axis=0)
+    return first, (weight * (y - first) ** 2).sum(axis=0)
 
 
 def clamp_moments(activation: Activation, mean: np.ndarray, variance: np.ndarray) -> Moments:
@@ -118,12 +135,68 @@ def _dense(node: Node, rng: np.random.Generator, x: Moments) -> Made:
     scale = LOGIT_STD / math.sqrt(max(variance.sum(), 1e-12))
     weight = rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
     values: dict[str, np.ndarray] = {"weight": weight}
-    out_mean = weight.astype(np.float64) @ mean
+    # In parts: as float64 the largest layer of VGG would take 800 MB.
+    out_mean = np.concatenate([weight[i : i + 64].astype(np.float64) @ mean for i in range(0, shape[0], 64)])
     if "bias" in node.params:
-        bias = rng.normal(0.0, 0.1 * LOGIT_STD, shape[0])
+        bias: np.ndarray = rng.normal(0.0, 0.1 * LOGIT_STD, size=(shape[0],))
         values["bias"] = bias - out_mean
         out_mean = bias
     return values, (out_mean, np.full(shape[0], LOGIT_STD**2))
+
+
+def _mul(node: Node, rng: np.random.Generator, a: Moments, b: Moments) -> Made:
+    return {}, (a[0] * b[0], a[1] * b[1] + a[1] * b[0] ** 2 + b[1] * a[0] ** 2)
+
+
+def _max_pool2d(node: Node, rng: np.random.Generator, x: Moments) -> Made:
+    """The largest of n normal values with correlation r is that of independent ones with the share 1 - r of the
+    variance, shifted together; and the largest of values after a ReLU is the ReLU of the largest."""
+    mean, std = rectified(*x)
+    top, rest = max_moments(math.prod(kernel_size(node)))
+    pooled = mean + math.sqrt(1 - NEIGHBOURS) * top * std, (NEIGHBOURS + (1 - NEIGHBOURS) * rest) * std**2
+    return {}, clamp_moments(RELU, *pooled)
+
+
+def rectified(mean: np.ndarray, variance: np.ndarray) -> Moments:
+    """Mean and standard deviation of the normal distribution that has these moments after a ReLU."""
+    ratio = mean / np.sqrt(np.maximum(variance, 1e-12))
+    before = np.linspace(-3.0, 6.0, 181)
+    after = clamp_moments(RELU, before, np.ones_like(before))
+    shift = np.where(ratio > before[-1], ratio, np.interp(ratio, after[0] / np.sqrt(after[1]), before))
+    scale = np.sqrt(variance / np.interp(shift, before, after[1]))
+    return shift * scale, scale
+
+
+def max_moments(n: int) -> tuple[float, float]:
+    """Mean and variance of the largest of n independent standard normal values."""
+    x = np.linspace(-8.0, 8.0, 2001)
+    density = n * _cdf(x) ** (n - 1) * _density(x)
+    density /= density.sum()
+    mean = float((x * density).sum())
+    return mean, float(((x - mean) ** 2 * density).sum())
+
+
+def _avg_pool2d(node: Node, rng: np.random.Generator, x: Moments) -> Made:
+    return {}, (x[0], x[1] * (NEIGHBOURS + (1 - NEIGHBOURS) / math.prod(kernel_size(node))))
+
+
+def _gather_channels(node: Node, rng: np.random.Generator, *xs: Moments) -> Made:
+    mean, variance = _join(*xs)
+    index = list(node.attrs["index"])
+    return {}, (mean[index], variance[index])
+
+
+def _join(*xs: Moments) -> Moments:
+    return np.concatenate([x[0] for x in xs]), np.concatenate([x[1] for x in xs])
+
+
+def _lrn(node: Node, rng: np.random.Generator, x: Moments) -> Made:
+    """As if the divisor were the one of the mean squares."""
+    size = node.attrs["size"]
+    squares = np.pad(x[0] ** 2 + x[1], ((size - 1) // 2, size // 2))
+    total = np.lib.stride_tricks.sliding_window_view(squares, size).sum(axis=-1)
+    divisor = (node.attrs["bias"] + node.attrs["alpha"] / size * total) ** node.attrs["beta"]
+    return {}, (x[0] / divisor, x[1] / divisor**2)
 
 
 _RULES: dict[str, Callable[..., Made]] = {
@@ -131,6 +204,13 @@ _RULES: dict[str, Callable[..., Made]] = {
     "batch_norm": _batch_norm,
     "activation": _activation,
     "add": lambda node, rng, a, b: ({}, (a[0] + b[0], a[1] + b[1])),
+    "mul": _mul,
     "global_avg_pool": lambda node, rng, x: ({}, (x[0], x[1] * POOLED)),
+    "avg_pool2d": _avg_pool2d,
+    "max_pool2d": _max_pool2d,
+    "adaptive_avg_pool2d": lambda node, rng, x: ({}, x),  # as for a picture of the size that it leaves alone
+    "concat": lambda node, rng, *xs: ({}, _join(*xs)),
+    "gather_channels": _gather_channels,
+    "lrn": _lrn,
     "dense": _dense,
 }

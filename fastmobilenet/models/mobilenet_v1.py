@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ModelError
-from ..graph import Graph
-from ._common import NetBuilder, ParameterSource, Plan, Stage, check_width, floor_channels, make_divisible
+from ..graph import RELU6, Graph
+from ._common import check_width, floor_channels, make_divisible
+from ._plan import Conv, Plan, Planner, build_plan
 
+STEM, HEAD = 32, 1024
 #: (channels, blocks, stride of the first block)
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 ROUNDINGS = {"floor": floor_channels, "divisible": make_divisible}
@@ -29,9 +31,16 @@ def plan(width: float = 1.0, *, rounding: str = "floor", head: bool = False) -> 
     if rounding not in ROUNDINGS:
         raise ModelError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
     scale = ROUNDINGS[rounding]
-    stages = tuple(Stage(scale(c * width), n, s) for c, n, s in STAGES)
-    last = max(1024, scale(1024 * width)) if head else 0
-    return Plan(scale(32 * width), stages, last, first_block=1, output="pointwise")
+    stem = Conv("conv1", scale(STEM * width), kernel=3, stride=2, activation=RELU6)
+    blocks = Planner(stem.channels, first=1)
+    for channels, repeats, stride in STAGES:
+        blocks.begin_stage()
+        for i in range(repeats):
+            depthwise = Conv("depthwise", blocks.channels, 3, 1 if i else stride, True, RELU6)
+            pointwise = Conv("pointwise", scale(channels * width), activation=RELU6)
+            blocks.add("separable", depthwise, pointwise, skip=False)
+    last = Conv("head", max(HEAD, scale(HEAD * width)), activation=RELU6)
+    return Plan(stem, tuple(blocks.blocks), last if head else None)
 
 
 def build(
@@ -39,24 +48,10 @@ def build(
     *,
     rounding: str = "floor",
     head: bool = False,
-    classes: int = 1000,
     padding: str = "same",
     epsilon: float = 1e-3,
-    weights: ParameterSource | None = None,
-    seed: int = 0,
-    **fields: Any,
+    **options: Any,
 ) -> Graph:
     """MobileNet V1. The defaults are TensorFlow's conventions; :func:`fastmobilenet.models.build` knows the others.
-
-    ``weights`` gives the parameters; without it they are random, made from ``seed``. ``fields`` are fields of Graph
-    (input_size, preprocess, labels, name, ...). Raises ModelError for an option out of range.
-    """
-    p = plan(width, rounding=rounding, head=head)
-    net = NetBuilder(classes=classes, padding=padding, epsilon=epsilon)
-    x = net.conv(net.input(), "conv1", p.stem, kernel=3, stride=2)
-    for block in p.blocks():
-        x = net.depthwise(x, f"{block.name}/depthwise", stride=block.stride)
-        x = net.conv(x, f"{block.name}/pointwise", block.channels)
-    if p.head:
-        x = net.conv(x, "head", p.head)
-    return net.finish(net.classify(x), weights, seed, **fields)
+    The other options are those of :func:`fastmobilenet.models._plan.build_plan`."""
+    return build_plan(plan(width, rounding=rounding, head=head), padding=padding, epsilon=epsilon, **options)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..graph import Graph
-from ._common import Block, NetBuilder, ParameterSource, Plan, Stage, check_width, make_divisible
+from ..graph import RELU6, Graph
+from ._common import check_width, make_divisible
+from ._plan import Conv, Plan, Planner, build_plan
 
 #: (widening, channels, blocks, stride of the first block)
 STAGES = (
@@ -36,14 +37,20 @@ def plan(width: float = 1.0, *, depth: float = 1.0, fixed_ends: bool = False) ->
     channels of the stem and the head and the depth of the first and the last stage.
     """
     check_width(width)
-    last = len(STAGES) - 1
-    stages = tuple(
-        Stage(make_divisible(c * width), n if fixed_ends and i in (0, last) else math.ceil(n * depth), s, t)
-        for i, (t, c, n, s) in enumerate(STAGES)
-    )
-    stem = STEM if fixed_ends else make_divisible(STEM * width)
+    stem = Conv("conv1", STEM if fixed_ends else make_divisible(STEM * width), kernel=3, stride=2, activation=RELU6)
+    blocks = Planner(stem.channels)
+    for number, (expand, channels, repeats, stride) in enumerate(STAGES):
+        blocks.begin_stage()
+        end = fixed_ends and number in (0, len(STAGES) - 1)
+        for i in range(repeats if end else math.ceil(repeats * depth)):
+            blocks.inverted(
+                make_divisible(channels * width),
+                expanded=None if expand == 1 else blocks.channels * expand,
+                stride=1 if i else stride,
+                activation=RELU6,
+            )
     head = HEAD if fixed_ends else make_divisible(HEAD * max(1.0, width))
-    return Plan(stem, stages, head, first_block=0, output="project")
+    return Plan(stem, tuple(blocks.blocks), Conv("head", head, activation=RELU6))
 
 
 def build(
@@ -51,31 +58,10 @@ def build(
     *,
     depth: float = 1.0,
     fixed_ends: bool = False,
-    classes: int = 1000,
     padding: str = "symmetric",
     epsilon: float = 1e-5,
-    weights: ParameterSource | None = None,
-    seed: int = 0,
-    **fields: Any,
+    **options: Any,
 ) -> Graph:
     """MobileNet V2. The defaults are torchvision's conventions; TensorFlow's are padding="same", epsilon=1e-3.
-
-    ``weights`` gives the parameters; without it they are random, made from ``seed``. ``fields`` are fields of Graph
-    (input_size, preprocess, labels, name, ...). Raises ModelError for an option out of range.
-    """
-    p = plan(width, depth=depth, fixed_ends=fixed_ends)
-    net = NetBuilder(classes=classes, padding=padding, epsilon=epsilon)
-    x = net.conv(net.input(), "conv1", p.stem, kernel=3, stride=2)
-    for block in p.blocks():
-        x = _inverted_residual(net, x, block)
-    x = net.conv(x, "head", p.head)
-    return net.finish(net.classify(x), weights, seed, **fields)
-
-
-def _inverted_residual(net: NetBuilder, x: str, block: Block) -> str:
-    y, name, channels = x, block.name, net.channels[x]
-    if block.expand != 1:
-        y = net.conv(y, f"{name}/expand", channels * block.expand)
-    y = net.depthwise(y, f"{name}/depthwise", stride=block.stride)
-    y = net.conv(y, f"{name}/project", block.channels, activation=None)
-    return net.add(x, y, name) if block.stride == 1 and channels == block.channels else y
+    The other options are those of :func:`fastmobilenet.models._plan.build_plan`."""
+    return build_plan(plan(width, depth=depth, fixed_ends=fixed_ends), padding=padding, epsilon=epsilon, **options)
