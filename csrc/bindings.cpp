@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 
+#include "bindings.h"
 #include "runtime/dispatch.h"
 #include "runtime/program.h"
 
@@ -194,8 +195,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_isas", &supported_isas, "ISAs that this CPU runs, best first.");
   m.def("built_isas", &built_isas, "ISAs in this build, best first.");
   m.def(
-      "default_isa", [] { return std::string(kernel_table().isa); },
-      "The ISA in use: FASTMOBILENET_ISA, or the best supported one. Raises ValueError if that is not supported.");
+      "default_isa", [](const std::string& name) { return std::string(kernel_table(name).isa); }, py::arg("name") = "",
+      "The floating point ISA in use: that of a name, of FASTMOBILENET_ISA, or the best supported one. Raises "
+      "ValueError "
+      "if it is not supported.");
   m.def(
       "peak_gflops",
       [](const std::string& isa, double seconds) {
@@ -234,7 +237,8 @@ PYBIND11_MODULE(_native, m) {
                  return ConvSpec{weights, window(stride, dilation, pad), act};
                }),
            py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"));
-  py::class_<Program>(m, "Program")
+  py::class_<Program> program(m, "Program");
+  program
       .def(py::init([](const std::string& isa, ptrdiff_t floats) {
              return std::make_unique<Program>(kernel_table(isa), floats);
            }),
@@ -315,6 +319,8 @@ PYBIND11_MODULE(_native, m) {
         for (const OpPtr& op : p.ops()) list.emplace_back(op->name, op->kernel);
         return list;
       });
+
+  bind_u8(m, program);
 
   m.def("_kernels", &kernels, py::arg("isa"));
   m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("half"),

@@ -56,7 +56,7 @@ def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> lis
     taken: set[str] = set()
     steps: dict[str, Step] = {}  # by the name of the last node
     for node in graph.nodes:
-        if node.op != "conv2d" or not is_depthwise(node):
+        if node.op != "conv2d" or not is_depthwise(node) or "quant" in node.attrs:
             continue
         before = graph[node.inputs[0]]
         expand = before if _can_expand(before) and only_reader(before) is node else None
@@ -83,7 +83,7 @@ def _can_expand(node: Node) -> bool:
 
 
 def _is_dense(node: Node) -> bool:
-    return node.op == "conv2d" and node.attrs.get("groups", 1) == 1
+    return node.op == "conv2d" and node.attrs.get("groups", 1) == 1 and "quant" not in node.attrs
 
 
 def _is_pointwise(node: Node) -> bool:

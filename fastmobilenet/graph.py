@@ -25,6 +25,7 @@ name. All tensors are NHWC with rank 4; a vector is (n, 1, 1, c). ``reference.py
 | softmax             | x        |                                                 |                                |
 | quantize            | x        | quant                                           |                                |
 | dequantize          | x        |                                                 |                                |
+| lookup              | x        | quant                                           | table (256,)                   |
 
 ``stride``, ``dilation``, ``kernel`` and the pool's ``size`` are pairs (vertical, horizontal). ``padding`` is
 either four pixels (top, bottom, left, right) or ``"same"``: TensorFlow's rule, which depends on the size of the picture
@@ -37,7 +38,8 @@ are applied to every picture, after the preprocessing of pixels and to float ten
 A node with the attribute ``quant`` (quantization.Quant) makes bytes: the input, or any op whose inputs are bytes (a
 quantize takes floats, or changes the scale of bytes). A conv2d or dense layer then has a weight of int8, or of uint8
 with the attribute ``weight_zero``, an int32 bias in units of input scale * weight scale, and the param ``weight_scale``
-(1,) or (oc,); ``reference_u8.py`` says what it computes. A dequantize turns bytes into floats.
+(1,) or (oc,); ``reference_u8.py`` says what it computes. A dequantize turns bytes into floats. A lookup takes the byte
+x to the byte table[x]: any function of one value.
 
 The optional second input of conv2d and dense is added before the activation; passes.py puts it there, and the mean and
 std of the input too; importers do not.
@@ -314,6 +316,13 @@ def _dense(node: Node, xs: list[Shape]) -> Shape:
     return n, 1, 1, weight.shape[0]
 
 
+def _lookup(node: Node, xs: list[Shape]) -> Shape:
+    table = node.params.get("table")
+    if table is None or table.shape != (256,) or table.dtype != np.uint8:
+        raise ModelError(f"node {node.name!r}: lookup needs a table of 256 bytes")
+    return xs[0]
+
+
 @dataclass(frozen=True)
 class OpSpec:
     arity: tuple[int, int]  # least and most inputs
@@ -339,6 +348,7 @@ OPS: dict[str, OpSpec] = {
     "softmax": OpSpec((1, 1), lambda node, xs: xs[0]),
     "quantize": OpSpec((1, 1), lambda node, xs: xs[0], ("quant",)),
     "dequantize": OpSpec((1, 1), lambda node, xs: xs[0]),
+    "lookup": OpSpec((1, 1), _lookup, ("quant",)),
 }
 
 

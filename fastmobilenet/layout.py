@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from .fusion import Step
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size, resolve_padding
 from .memory import Interval, plan_memory
-from .passes import BLOCK
+from .passes import BLOCK, quantized
+from .quantization import Quant
 
 
 @dataclass
@@ -17,8 +18,11 @@ class Layout:
 
     shape: Shape
     image: bool
+    quant: Quant | None = None  # of bytes
     pad_left: int = 0
     pad_right: int = 0
+    pad_top: int = 0  # of bytes only
+    pad_bottom: int = 0
 
     @property
     def blocks(self) -> int:
@@ -26,12 +30,19 @@ class Layout:
 
     @property
     def block_floats(self) -> int:
-        """Of one block, or of an image."""
-        _, h, w, c = self.shape
-        return h * (self.pad_left + w + self.pad_right) * (c if self.image else BLOCK)
+        """Of one block, or of an image, of floats."""
+        _, _, _, c = self.shape
+        return self._pixels * (c if self.image else BLOCK)
+
+    @property
+    def _pixels(self) -> int:
+        _, h, w, _ = self.shape
+        return (self.pad_top + h + self.pad_bottom) * (self.pad_left + w + self.pad_right)
 
     @property
     def floats(self) -> int:
+        if self.quant is not None:
+            return -(-self._pixels * (4 if self.image else BLOCK * self.blocks) // 4)
         return self.block_floats * (1 if self.image else self.blocks)
 
 
@@ -64,7 +75,7 @@ def plan_arena(graph: Graph, shapes: Mapping[str, Shape], steps: Sequence[Step])
     for name in first:
         members.setdefault(places[name].root, []).append(name)
     for names in members.values():  # one row pitch for all of them
-        for side in ("pad_left", "pad_right"):
+        for side in ("pad_left", "pad_right", "pad_top", "pad_bottom"):
             most = max(getattr(layouts[n], side) for n in names)
             for name in names:
                 setattr(layouts[name], side, most)
@@ -88,7 +99,7 @@ def _share(
     roots: set[str] = set()  # tensors that others lie in
     for step in steps:
         node = step.nodes[-1]
-        if node.op != "concat":
+        if node.op != "concat" or quantized(node):
             continue
         channel = 0
         for source in node.inputs:
@@ -132,19 +143,25 @@ def choose_layouts(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Layou
     for node in graph.nodes:
         image = node.op == "input" and bool(readers[node.name]) and node.name != graph.output
         image = image and all(_reads_image(reader, node.name) for reader in readers[node.name])
-        layouts[node.name] = Layout(shapes[node.name], image)
+        quant = node.attrs.get("quant")
+        image = image and (quant is None or shapes[node.name][3] <= 4)
+        layouts[node.name] = Layout(shapes[node.name], image, quant)
     for node in graph.nodes:
         if node.op != "conv2d":
             continue
         source = layouts[node.inputs[0]]
         _, h, w, _ = source.shape
-        _, _, ow, _ = shapes[node.name]
-        _, _, left, _ = resolve_padding(node, h, w)
-        span = (kernel_size(node)[1] - 1) * node.attrs.get("dilation", (1, 1))[1]
-        # The right padding that is really read: stride may leave the last columns out.
-        right = (ow - 1) * node.attrs["stride"][1] - left + span - (w - 1)
+        _, oh, ow, _ = shapes[node.name]
+        top, _, left, _ = resolve_padding(node, h, w)
+        spans = [(k - 1) * d for k, d in zip(kernel_size(node), node.attrs.get("dilation", (1, 1)), strict=True)]
+        # The padding that is really read: stride may leave the last columns and rows out.
+        right = (ow - 1) * node.attrs["stride"][1] - left + spans[1] - (w - 1)
         source.pad_left = max(source.pad_left, left)
         source.pad_right = max(source.pad_right, right, 0)
+        if source.quant is not None:
+            bottom = (oh - 1) * node.attrs["stride"][0] - top + spans[0] - (h - 1)
+            source.pad_top = max(source.pad_top, top)
+            source.pad_bottom = max(source.pad_bottom, bottom, 0)
     return layouts
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native
+from . import _native, lower_u8, pack_u8
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
-from .layout import BLOCK, Arena, Layout, plan_arena
-from .passes import node_channels, optimize, reads_one_pixel
+from .layout import Arena, Layout, plan_arena
+from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
 
 #: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights are shared.
@@ -28,12 +28,13 @@ class Engine:
     """
 
     def __init__(self, graph: Graph, isa: str | None = None) -> None:
-        self.isa = isa or _native.default_isa()
-        if self.isa not in _native.supported_isas():
-            raise ValueError(f"isa {self.isa!r} is not supported here; have {', '.join(_native.supported_isas())}")
+        self.isa = _native.default_isa(isa or "")
         graph = optimize(graph)
         store = _native.WeightStore()
-        self._weights = {n.name: _pack(store, graph, n, self.isa) for n in graph.nodes if n.op in ("conv2d", "dense")}
+        layers = [n for n in graph.nodes if n.op in ("conv2d", "dense")]
+        self._weights = {n.name: _pack(store, graph, n, self.isa) for n in layers if not quantized(n)}
+        self._weights_u8 = {n.name: _pack_u8(store, graph, n, isa or "") for n in layers if quantized(n)}
+        self._params_u8 = {n.name: n.params for n in layers if quantized(n)}  # to give them back
         self.weight_bytes = store.nbytes
         self._graph = without_data(graph)
         self._plans: dict[tuple[int, int], _native.Program] = {}
@@ -43,7 +44,9 @@ class Engine:
         nodes = []
         for node in self._graph.nodes:
             params = {}
-            if node.name in self._weights:
+            if node.name in self._params_u8:
+                params = dict(self._params_u8[node.name])
+            elif node.name in self._weights:
                 weight, bias = self._weights[node.name].unpack()
                 if node.op == "dense":
                     c = node_channels(self._graph, node.inputs[0])
@@ -101,9 +104,15 @@ class Engine:
         for name, offset in arena.offsets.items():
             t = arena.layouts[name]
             _, th, tw, tc = t.shape
-            ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
+            if t.quant is not None:
+                pads = (t.pad_top, t.pad_bottom, t.pad_left, t.pad_right)
+                ids[name] = program.tensor_u8(tc, th, tw, pads, t.image, t.quant.zero, offset)
+            else:
+                ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
         for step in steps:
-            if step.depthwise is not None:
+            if quantized(step.nodes[0]) or step.nodes[0].op == "dequantize":
+                lower_u8.emit(program, graph, step.nodes[0], ids, shapes, self._weights_u8)
+            elif step.depthwise is not None:
                 self._emit_strip(program, step, ids, shapes, arena.layouts)
             else:
                 self._emit(program, step.nodes[0], ids, shapes, arena)
@@ -223,6 +232,17 @@ def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> _na
         return _native.pack(store, weight, bias, 1, True, False, isa)
     # Matrix-vector kernels, for maps of one pixel, know no half blocks.
     return _native.pack(store, weight, bias, groups, False, groups == 1 and reads_one_pixel(graph, node), isa)
+
+
+def _pack_u8(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> tuple[_native.PackedU8, str]:
+    x = graph[node.inputs[0]].attrs.get("quant")
+    if x is None:
+        raise ModelError(f"node {node.name!r}: a quantised layer reads {node.inputs[0]!r}, which is not quantised")
+    if node.op == "dense":  # a convolution whose window is the map
+        _, h, w, c = infer_shapes(graph, 1, *graph.input_size)[node.inputs[0]]
+        weight = node.params["weight"].reshape(-1, h, w, c)
+        node = replace(node, params={**node.params, "weight": weight})
+    return pack_u8.pack(store, node, x, isa)
 
 
 def _to_blocks(weight: np.ndarray, c: int) -> np.ndarray:

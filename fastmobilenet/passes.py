@@ -53,6 +53,11 @@ def _merge(graph: Graph, merged: Mapping[str, Node], removed: Mapping[str, str])
     return graph.replace(nodes=tuple(nodes), output=follow(graph.output))
 
 
+def quantized(node: Node) -> bool:
+    """Whether the node makes bytes. What is fused, is fused by whoever quantised it."""
+    return "quant" in node.attrs
+
+
 def fold_input_norm(graph: Graph) -> Graph:
     """A batch_norm that is the only reader of the input becomes the input's own mean and std: y = (x - mean) / std.
     The runtime has them for up to four channels."""
@@ -120,9 +125,10 @@ def merge_gathers(graph: Graph) -> Graph:
     channels = {name: shape[3] for name, shape in infer_shapes(graph, 1, *graph.input_size).items()}
     for node in graph.nodes:
         node = replace(node, inputs=tuple(removed.get(s, s) for s in node.inputs))
-        if node.op == "gather_channels":
+        if node.op == "gather_channels" and not quantized(node):
             origins = [(s, i) for s in node.inputs for i in range(channels[s])]  # where each channel comes from
-            taken = [_origin(nodes, channels, *origins[i]) for i in node.attrs["index"]]
+            joins = len(node.inputs) > 1
+            taken = [_origin(nodes, channels, *origins[i], behind_concat=joins) for i in node.attrs["index"]]
             inputs = tuple(dict.fromkeys(name for name, _ in taken))
             first = dict(zip(inputs, np.cumsum([0, *(channels[s] for s in inputs)]).tolist(), strict=False))
             index = tuple(first[name] + i for name, i in taken)
@@ -134,11 +140,14 @@ def merge_gathers(graph: Graph) -> Graph:
     return graph.replace(nodes=tuple(nodes.values()))
 
 
-def _origin(nodes: Mapping[str, Node], channels: Mapping[str, int], name: str, channel: int) -> tuple[str, int]:
+def _origin(
+    nodes: Mapping[str, Node], channels: Mapping[str, int], name: str, channel: int, *, behind_concat: bool
+) -> tuple[str, int]:
     """The tensor and the channel that concat and gather_channels nodes have copied this one from. A gather behind a
     concat is not followed: each unit of a ShuffleNet would otherwise read from all units before it."""
-    behind_concat = False
-    while nodes[name].op == "concat" or (nodes[name].op == "gather_channels" and not behind_concat):
+    while not quantized(nodes[name]) and (
+        nodes[name].op == "concat" or (nodes[name].op == "gather_channels" and not behind_concat)
+    ):
         node = nodes[name]
         if node.op == "gather_channels":
             channel = node.attrs["index"][channel]
@@ -165,7 +174,7 @@ def fuse_activation(graph: Graph) -> Graph:
     merged: dict[str, Node] = {}
     removed: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op != "activation" or node.activation is None:
+        if node.op != "activation" or node.activation is None or quantized(node):
             continue
         source = graph[node.inputs[0]]
         alone = len(readers[source.name]) == 1 and source.name != graph.output
@@ -191,7 +200,7 @@ def fuse_residual(graph: Graph) -> Graph:
     merged: dict[str, Node] = {}
     removed: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op != "add" or node.inputs[0] == node.inputs[1]:
+        if node.op != "add" or node.inputs[0] == node.inputs[1] or quantized(node):
             continue
         if not _in_kernels(node.activation):
             continue
@@ -234,8 +243,8 @@ def copy_for_dense(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         source = node.inputs[0] if node.inputs else ""
-        c = node_channels(graph, source) if node.op == "dense" else 0
-        if node.op == "dense" and (c % BLOCK or not _only_pointwise(readers[source])):
+        c = node_channels(graph, source) if node.op == "dense" and not quantized(node) else 0
+        if c and (c % BLOCK or not _only_pointwise(readers[source])):
             copy = Node(f"{node.name}/input", "gather_channels", (source,), {"index": tuple(range(c))})
             nodes.append(copy)
             node = replace(node, inputs=(copy.name, *node.inputs[1:]))

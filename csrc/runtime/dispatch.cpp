@@ -5,13 +5,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#if defined(_MSC_VER)
-#include <intrin.h>
-#else
-#include <cpuid.h>
-#endif
-#endif
+#include "runtime/cpu.h"
+#include "runtime/u8_dispatch.h"
 
 namespace fmn {
 
@@ -35,52 +30,6 @@ extern const KernelTable table;
 }
 
 namespace {
-
-#if defined(__x86_64__) || defined(_M_X64)
-struct CpuId {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-};
-
-CpuId cpuid(unsigned leaf, unsigned subleaf) {
-  CpuId r;
-#if defined(_MSC_VER)
-  int regs[4];
-  __cpuid(regs, 0);
-  if (static_cast<unsigned>(regs[0]) < leaf) return r;
-  __cpuidex(regs, static_cast<int>(leaf), static_cast<int>(subleaf));
-  r = {static_cast<unsigned>(regs[0]), static_cast<unsigned>(regs[1]), static_cast<unsigned>(regs[2]),
-       static_cast<unsigned>(regs[3])};
-#else
-  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros if there is no such leaf
-#endif
-  return r;
-}
-
-// XCR0: which registers the operating system saves. A CPU may have AVX-512 and the system not.
-unsigned long long xcr0() {
-  if (!(cpuid(1, 0).ecx & (1u << 27))) return 0;  // OSXSAVE
-#if defined(_MSC_VER)
-  return _xgetbv(0);
-#else
-  unsigned lo, hi;
-  __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-  return (static_cast<unsigned long long>(hi) << 32) | lo;
-#endif
-}
-
-[[maybe_unused]] bool has_avx2() {
-  const bool ymm = (xcr0() & 0x6) == 0x6;
-  return ymm && (cpuid(1, 0).ecx & (1u << 12)) && (cpuid(7, 0).ebx & (1u << 5));  // FMA, AVX2
-}
-
-[[maybe_unused]] bool has_avx512() {
-  const bool zmm = (xcr0() & 0xe6) == 0xe6;
-  const unsigned need = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
-  return zmm && has_avx2() && (cpuid(7, 0).ebx & need) == need;
-}
-#endif
-
-[[maybe_unused]] bool always() { return true; }
 
 struct Candidate {
   const KernelTable* table;
@@ -125,12 +74,22 @@ const KernelTable& kernel_table(const std::string& isa) {
     if (env != nullptr) wanted = env;
     source = "FASTMOBILENET_ISA";
   }
+  // The name of a quantised ISA stands for the floating point one that it extends.
+  const std::string given = wanted;
+  const std::vector<std::string> quantised = supported_u8_isas();
+  if (std::find(quantised.begin(), quantised.end(), wanted) != quantised.end()) {
+    wanted = wanted.substr(0, wanted.find('_'));
+    if (wanted == "avx") wanted = "avx2";
+  }
   for (const Candidate& c : CANDIDATES) {
     if (c.supported() && (wanted.empty() || wanted == c.table->isa)) return *c.table;
   }
   std::string names;
   for (const std::string& name : supported_isas()) names += (names.empty() ? "" : ", ") + name;
-  throw std::invalid_argument(source + "=" + wanted + " is not supported here; this machine has: " + names);
+  for (const std::string& name : quantised) {
+    if (names.find(name) == std::string::npos) names += ", " + name;
+  }
+  throw std::invalid_argument(source + "=" + given + " is not supported here; this machine has: " + names);
 }
 
 GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs) {

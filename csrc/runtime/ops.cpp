@@ -21,16 +21,32 @@ void check_act(const std::string& name, const Act& act) {
   check(act.kind == ActKind::clamp || act.kind == ActKind::hard_swish, name, "its kernel does not have the activation");
 }
 
-void clear_padding(float* arena, const Tensor& t, Range blocks, Range y) {
-  const size_t left = sizeof(float) * static_cast<size_t>(t.pad_left * t.pixel());
-  const size_t right = sizeof(float) * static_cast<size_t>(t.pad_right * t.pixel());
-  if (left + right == 0) return;
+namespace {
+
+template <class T>
+void fill_padding(T* memory, const Tensor& t, Range blocks, Range y, T value) {
+  const ptrdiff_t left = ptrdiff_t{t.pad_left} * t.pixel(), right = ptrdiff_t{t.pad_right} * t.pixel();
   for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b) {
-    for (ptrdiff_t r = y.begin; r < y.end; ++r) {
-      float* row = arena + t.offset + b * t.block_stride() + r * t.pitch();
-      std::memset(row, 0, left);
-      std::memset(row + ptrdiff_t{t.pad_left + t.w} * t.pixel(), 0, right);
+    T* const first = memory + t.at(static_cast<int>(b), 0, -t.pad_left);
+    if (left + right > 0) {
+      for (ptrdiff_t r = y.begin; r < y.end; ++r) {
+        std::fill_n(first + r * t.pitch(), left, value);
+        std::fill_n(first + (r + 1) * t.pitch() - right, right, value);
+      }
     }
+    if (y.begin == 0) std::fill_n(first - t.pad_top * t.pitch(), t.pad_top * t.pitch(), value);
+    if (y.end == t.h) std::fill_n(first + t.h * t.pitch(), t.pad_bottom * t.pitch(), value);
+  }
+}
+
+}  // namespace
+
+void clear_padding(float* arena, const Tensor& t, Range blocks, Range y) {
+  if (t.pad_left + t.pad_right + t.pad_top + t.pad_bottom == 0) return;
+  if (t.u8) {
+    fill_padding(reinterpret_cast<uint8_t*>(arena), t, blocks, y, t.zero);
+  } else {
+    fill_padding(arena, t, blocks, y, 0.0f);
   }
 }
 

@@ -15,19 +15,28 @@ namespace fmn {
 
 // Where a tensor lies in the arena. Rows carry pad_left and pad_right pixels of zeros for the convolution that
 // reads them; rows above and below the map are not stored.
+//
+// A tensor of bytes (quantised) has rows of padding above and below too, all filled with its zero point, and an image
+// of bytes has four a pixel.
 struct Tensor {
   int c = 0, h = 0, w = 0;
   int pad_left = 0, pad_right = 0;
   bool image = false;    // [h][w][c] instead of [ceil(c/16)][h][w][16]
   ptrdiff_t offset = 0;  // floats from the start of the arena
+  bool u8 = false;
+  int pad_top = 0, pad_bottom = 0;  // of bytes only
+  uint8_t zero = 0;
 
+  // In elements, floats or bytes:
   int blocks() const { return image ? 1 : (c + BLOCK - 1) / BLOCK; }
-  int pixel() const { return image ? c : BLOCK; }                                    // floats
-  ptrdiff_t pitch() const { return ptrdiff_t{pad_left + w + pad_right} * pixel(); }  // floats of a row
-  ptrdiff_t block_stride() const { return pitch() * h; }                             // floats
-  ptrdiff_t floats() const { return block_stride() * blocks(); }
+  int pixel() const { return !image ? BLOCK : u8 ? 4 : c; }
+  ptrdiff_t pitch() const { return ptrdiff_t{pad_left + w + pad_right} * pixel(); }
+  ptrdiff_t block_stride() const { return pitch() * (pad_top + h + pad_bottom); }
+  ptrdiff_t elements() const { return block_stride() * blocks(); }
+  ptrdiff_t floats() const { return u8 ? (elements() + 3) / 4 : elements(); }
   ptrdiff_t at(int block, int y, int x) const {  // of a pixel, from the start of the arena
-    return offset + block * block_stride() + y * pitch() + ptrdiff_t{pad_left + x} * pixel();
+    const ptrdiff_t start = u8 ? offset * ptrdiff_t{sizeof(float)} : offset;
+    return start + block * block_stride() + (pad_top + y) * pitch() + ptrdiff_t{pad_left + x} * pixel();
   }
 };
 
@@ -54,6 +63,8 @@ struct Frame {
   const void* input;  // h x w x c of the kind given
   InputKind kind;
   float* output;  // the output tensor as [h][w][c], dense
+
+  uint8_t* bytes() const { return reinterpret_cast<uint8_t*>(arena); }
 };
 
 // Weights that will be read soon: handed to the GEMM kernels piece by piece, which fetch them in passing.
@@ -223,7 +234,8 @@ void for_rows(const Tensor& t, const Team& team, int index, F f) {
   for (ptrdiff_t i = part.begin; i < part.end; ++i) f(static_cast<int>(i / t.h), static_cast<int>(i % t.h));
 }
 
-// Zeros the left and right padding of rows y.begin .. y.end - 1 of the given blocks.
+// Zeros the left and right padding of rows y.begin .. y.end - 1 of the given blocks; of bytes, fills it with the zero
+// point, and the rows above with the first row and those below with the last.
 void clear_padding(float* arena, const Tensor& t, Range blocks, Range y);
 
 void check(bool ok, const std::string& name, const char* what);

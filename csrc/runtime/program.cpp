@@ -46,8 +46,11 @@ bool Program::try_lock_arenas() const {
 // Cache lines that are fetched ahead of a run of small ops: half of the second-level cache of small cores today.
 constexpr ptrdiff_t MAX_AHEAD = 512 * 1024 / 64;
 
+// Kernels of bytes may read a cache line beyond the last pixel.
+constexpr ptrdiff_t SLACK = 16;
+
 Program::Program(const KernelTable& table, ptrdiff_t arena_floats)
-    : table_(table), arena_floats_((arena_floats + 1023) / 1024 * 1024) {
+    : table_(table), arena_floats_((arena_floats + SLACK + 1023) / 1024 * 1024) {
   check(arena_floats >= 0, "program", "the arena has a negative size");
   idle_.reserve(MAX_IDLE_ARENAS);
 }
@@ -63,6 +66,28 @@ int Program::tensor(int c, int h, int w, int pad_left, int pad_right, bool image
   t.image = image;
   t.offset = offset;
   check(t.floats() <= arena_floats_ - offset, "tensor", "does not fit into the arena");
+  tensors_.push_back(t);
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+int Program::tensor_u8(int c, int h, int w, const std::array<int, 4>& pads, bool image, uint8_t zero,
+                       ptrdiff_t offset) {
+  check(c > 0 && h > 0 && w > 0 && offset >= 0 && *std::min_element(pads.begin(), pads.end()) >= 0, "tensor",
+        "sizes must be positive");
+  check(!image || c <= 4, "tensor", "an image of bytes has up to four channels");
+  Tensor t;
+  t.c = c;
+  t.h = h;
+  t.w = w;
+  t.pad_top = pads[0];
+  t.pad_bottom = pads[1];
+  t.pad_left = pads[2];
+  t.pad_right = pads[3];
+  t.image = image;
+  t.u8 = true;
+  t.zero = zero;
+  t.offset = offset;
+  check(t.floats() <= arena_floats_ - SLACK - offset, "tensor", "does not fit into the arena");
   tensors_.push_back(t);
   return static_cast<int>(tensors_.size()) - 1;
 }

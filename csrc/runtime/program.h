@@ -2,6 +2,7 @@
 // number of threads at once.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -17,6 +18,8 @@ class Program {
   Program(const KernelTable& table, ptrdiff_t arena_floats);
 
   int tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset);
+  // Of bytes; pads: top, bottom, left, right.
+  int tensor_u8(int c, int h, int w, const std::array<int, 4>& pads, bool image, uint8_t zero, ptrdiff_t offset);
   const Tensor& tensor(int id) const;
   void append(OpPtr op);
   // The last steps: which tensor is the output.

@@ -1,0 +1,252 @@
+// Quantised convolutions. Maps carry their padding on all four sides, so that every window is whole.
+#include <algorithm>
+
+#include "runtime/u8_dispatch.h"
+#include "runtime/u8_ops.h"
+
+namespace fmn {
+
+namespace {
+
+constexpr ptrdiff_t TILES_AT_A_TIME = 8;
+constexpr int MAX_PASSES = 3;  // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr ptrdiff_t L2_BYTES = ptrdiff_t{1} << 20;  // of small cores today
+
+std::string tile_name(const char* op, const U8Table& table, const std::string& size) {
+  return std::string(op) + "/" + table.isa + "/" + size;
+}
+
+void check_window(const std::string& name, const Tensor& src, const Tensor& dst, const ConvU8Spec& spec) {
+  const PackedU8& w = *spec.weights;
+  const Window& v = spec.window;
+  check(src.u8 && dst.u8 && !dst.image && src.c == w.ic && dst.c == w.oc, name, "weights do not fit the tensors");
+  check(v.stride_h > 0 && v.stride_w > 0 && v.dilation_h > 0 && v.dilation_w > 0, name, "strides must be positive");
+  const int right = (dst.w - 1) * v.stride_w - v.pad_left + (w.kw - 1) * v.dilation_w - (src.w - 1);
+  const int bottom = (dst.h - 1) * v.stride_h - v.pad_top + (w.kh - 1) * v.dilation_h - (src.h - 1);
+  check(v.pad_left <= src.pad_left && right <= src.pad_right && v.pad_top <= src.pad_top && bottom <= src.pad_bottom,
+        name, "the source has too little padding");
+}
+
+class ConvU8Op final : public Op {
+ public:
+  ConvU8Op(const U8Table& table, std::string name, std::string id, int mr, const Tensor& src, const Tensor& dst,
+           const ConvU8Spec& spec)
+      : Op(std::move(name), std::move(id)), spec_(spec), src_(src), dst_(dst), mr_(mr) {
+    const PackedU8& w = *spec.weights;
+    const Window& v = spec.window;
+    xs_ = ptrdiff_t{src.pixel()} / 4 * v.stride_w;
+    for (int ky = 0; ky < w.kh; ++ky) {
+      const ptrdiff_t row = ptrdiff_t{ky} * v.dilation_h * src.pitch();
+      if (src.image && v.dilation_w == 1) {  // the pixels of a window row follow each other
+        segments_.push_back({row, w.kw});
+        continue;
+      }
+      for (int kx = 0; kx < w.kw; ++kx) {
+        const ptrdiff_t at = row + ptrdiff_t{kx} * v.dilation_w * src.pixel();
+        for (int ic = 0; ic < w.ic; ic += src.image ? w.ic : BLOCK) {
+          const int words = (std::min(BLOCK, w.ic - ic) + 3) / 4;
+          segments_.push_back({at + (src.image ? 0 : ic / BLOCK * src.block_stride()), words});
+        }
+      }
+    }
+    once_ = static_cast<ptrdiff_t>(segments_.size());
+    const auto all = segments_;
+    for (int pass = 1; pass < MAX_PASSES; ++pass) segments_.insert(segments_.end(), all.begin(), all.end());
+    for (const WordSegment& s : all) words_ += s.len;
+    int xs = static_cast<int>(xs_);
+    if (find_gemm_u8(table, 1, 1, xs) == nullptr) xs = 0;
+    for (int nb = 0; nb <= table.panel_blocks; ++nb) {
+      for (int m = 0; m <= mr; ++m) fns_.push_back(m > 0 && nb > 0 ? find_gemm_u8(table, m, nb, xs) : nullptr);
+    }
+    const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0 && !t.image; };
+    flat_ = w.kh * w.kw == 1 && v.stride_h * v.stride_w == 1 && dense(src) && dense(dst);
+    width_ = flat_ ? dst.h * dst.w : dst.w;
+    rows_ = flat_ ? 1 : dst.h;
+    const ptrdiff_t weight_bytes = words_ * 4 * BLOCK * ((w.oc + BLOCK - 1) / BLOCK);
+    panels_outside_ = weight_bytes > L2_BYTES / 2 || src.elements() + dst.elements() < L2_BYTES;
+  }
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    const ptrdiff_t per_row = (width_ + mr_ - 1) / mr_, n_tiles = per_row * rows_;
+    const auto n_panels = static_cast<ptrdiff_t>(spec_.weights->panels.size());
+    Range tiles{0, n_tiles}, panels{0, n_panels};
+    const int count = team.count();
+    if (count > 1) {
+      const ptrdiff_t by_panels = (n_panels + count - 1) / count * n_tiles;
+      const ptrdiff_t by_tiles = (n_tiles + count - 1) / count * n_panels;
+      if (by_panels < by_tiles || (by_panels == by_tiles && panels_outside_)) {
+        panels = split(n_panels, count, index);
+      } else {
+        tiles = split(n_tiles, count, index);
+      }
+    }
+    const ptrdiff_t step = panels_outside_ ? n_tiles : TILES_AT_A_TIME;
+    for (ptrdiff_t begin = tiles.begin; begin < tiles.end; begin += step) {
+      for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+        run_panel(frame, {begin, std::min(begin + step, tiles.end)}, per_row, p);
+      }
+    }
+  }
+
+  WeightStream first_weights() const override { return stream(0); }
+  bool fetches_ahead() const override { return true; }
+
+ private:
+  // In units of floats, as WeightStream counts.
+  WeightStream stream(size_t p) const {
+    if (p >= spec_.weights->panels.size()) return {};
+    const PackedU8::Panel& panel = spec_.weights->panels[p];
+    return {reinterpret_cast<const float*>(spec_.weights->weight + panel.offset),
+            words_ * panel.passes * panel.nb * BLOCK};
+  }
+
+  void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p) const {
+    const PackedU8& w = *spec_.weights;
+    const PackedU8::Panel& panel = w.panels[static_cast<size_t>(p)];
+    WeightsAhead ahead{stream(static_cast<size_t>(p) + 1),
+                       next_weights.part(p, static_cast<ptrdiff_t>(w.panels.size()))};
+    // Tiles of nearly equal size: some of `size` pixels, then some of one less.
+    const ptrdiff_t size = (width_ + per_row - 1) / per_row, wide = per_row - (per_row * size - width_);
+    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
+      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}), std::min(tiles.end - y * per_row, per_row)};
+      const int row = static_cast<int>(y);
+      if (part.begin == 0) {
+        const Range all{0, flat_ ? dst_.h : 1};
+        const Range rows = flat_ ? all : Range{y, y + 1};
+        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, rows);
+      }
+      const Window& v = spec_.window;
+      const uint8_t* a = frame.bytes() + src_.at(0, row * v.stride_h - v.pad_top, -v.pad_left);
+      uint8_t* c = frame.bytes() + dst_.at(panel.block, row, 0);
+      some(a, c, panel, ahead, part.begin, std::min(part.end, wide), part.begin * size, size);
+      const ptrdiff_t narrow = std::max(part.begin, wide);
+      some(a, c, panel, ahead, narrow, part.end, wide * size + (narrow - wide) * (size - 1), size - 1);
+    }
+  }
+
+  void some(const uint8_t* a, uint8_t* c, const PackedU8::Panel& panel, WeightsAhead& ahead, ptrdiff_t begin,
+            ptrdiff_t end, ptrdiff_t x, ptrdiff_t mr) const {
+    if (begin >= end) return;
+    const PackedU8& w = *spec_.weights;
+    GemmU8Args g;
+    g.tiles = end - begin;
+    g.a = a + x * xs_ * 4;
+    g.xs = xs_;
+    g.segs = segments_.data();
+    g.n_segs = once_ * panel.passes;
+    g.b = w.weight + panel.offset;
+    g.bias = w.bias + panel.block * BLOCK;
+    g.scale = w.scale + panel.block * BLOCK;
+    g.c = c + x * BLOCK;
+    g.c_stride = dst_.block_stride();
+    g.requant = spec_.requant;
+    const char* soon = ahead.take(words_ * panel.passes * g.tiles);
+    g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + mr)](g);
+  }
+
+  const ConvU8Spec spec_;
+  const Tensor src_, dst_;
+  const int mr_;
+  std::vector<WordSegment> segments_;  // once for each pass
+  ptrdiff_t once_ = 0, words_ = 0;
+  std::vector<GemmU8Fn> fns_;  // [nb][mr]
+  ptrdiff_t xs_ = 0;
+  int width_ = 0, rows_ = 1;
+  bool flat_ = false, panels_outside_ = true;
+};
+
+class DepthwiseU8Op final : public Op {
+ public:
+  DepthwiseU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const ConvU8Spec& spec)
+      : Op(std::move(name), tile_name("dw_u8", table, size_name(spec))),
+        fn_(find_dw_u8(table, spec.weights->dw_k, spec.weights->dw_k == 0 ? 0 : spec.window.stride_h)),
+        src_(src),
+        dst_(dst),
+        spec_(spec) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    const Range part = split(ptrdiff_t{dst_.blocks()} * dst_.h, team.count(), index);
+    for (ptrdiff_t i = part.begin; i < part.end;) {
+      const int block = static_cast<int>(i / dst_.h), y = static_cast<int>(i % dst_.h);
+      const int end = static_cast<int>(std::min<ptrdiff_t>(dst_.h, y + part.end - i));
+      rows(frame, block, y, end);
+      clear_padding(frame.arena, dst_, {block, block + 1}, {y, end});
+      i += end - y;
+    }
+  }
+
+ private:
+  static std::string size_name(const ConvU8Spec& spec) {
+    const PackedU8& w = *spec.weights;
+    if (w.dw_k == 0) return "any";
+    return std::to_string(w.kh) + "x" + std::to_string(w.kw) + "s" + std::to_string(spec.window.stride_h);
+  }
+
+  void rows(const Frame& frame, int block, int y0, int y1) const {
+    const PackedU8& w = *spec_.weights;
+    const Window& v = spec_.window;
+    thread_local std::vector<const uint8_t*> rows;
+    rows.clear();
+    const auto row = [&](int y) { rows.push_back(frame.bytes() + src_.at(block, y, -v.pad_left)); };
+    if (w.dw_k == 0) {
+      for (int y = y0; y < y1; ++y) {
+        for (int ky = 0; ky < w.kh; ++ky) row(y * v.stride_h - v.pad_top + ky * v.dilation_h);
+      }
+    } else {
+      for (int r = 0; r < (y1 - y0 - 1) * v.stride_h + w.kh; ++r) row(y0 * v.stride_h - v.pad_top + r);
+    }
+    DwU8Args d;
+    d.rows = rows.data();
+    d.w = w.weight + ptrdiff_t{block} * w.passes * w.kh * dw_words(w.dw_k, v.stride_h, w.kw) * BLOCK * 4;
+    d.passes = w.passes;
+    d.bias = w.bias + ptrdiff_t{block} * BLOCK;
+    d.scale = w.scale + ptrdiff_t{block} * BLOCK;
+    d.dst = frame.bytes() + dst_.at(block, y0, 0);
+    d.dst_stride = dst_.pitch();
+    d.oh = y1 - y0;
+    d.ow = dst_.w;
+    d.requant = spec_.requant;
+    d.kh = w.kh;
+    d.kw = w.kw;
+    d.stride_w = v.stride_w;
+    d.dilation_w = v.dilation_w;
+    fn_(d);
+  }
+
+  const DwU8Fn fn_;
+  const Tensor src_, dst_;
+  const ConvU8Spec spec_;
+};
+
+}  // namespace
+
+OpPtr make_conv_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
+                   const ConvU8Spec& spec) {
+  check_window(name, src, dst, spec);
+  check(!spec.weights->depthwise && spec.weights->isa == table.isa, name, "the weights are packed for another kernel");
+  int xs = src.pixel() / 4 * spec.window.stride_w;
+  if (find_gemm_u8(table, 1, 1, xs) == nullptr) xs = 0;
+  int widest = 1;
+  for (const PackedU8::Panel& p : spec.weights->panels) widest = std::max(widest, p.nb);
+  for (const PackedU8::Panel& p : spec.weights->panels) {
+    check(p.passes >= 1 && p.passes <= MAX_PASSES && p.nb <= table.panel_blocks, name, "the panels do not fit");
+  }
+  int mr = 0;
+  while (find_gemm_u8(table, mr + 1, widest, xs) != nullptr) ++mr;
+  check(mr > 0, name, "the kernel table has no kernel for a tile");
+  std::string id = tile_name("gemm_u8", table, std::to_string(mr) + "x" + std::to_string(widest * BLOCK));
+  return std::make_unique<ConvU8Op>(table, std::move(name), std::move(id), mr, src, dst, spec);
+}
+
+OpPtr make_depthwise_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
+                        const ConvU8Spec& spec) {
+  check_window(name, src, dst, spec);
+  check(spec.weights->depthwise && spec.weights->isa == table.isa && !src.image, name,
+        "the weights are packed for another kernel");
+  check(find_dw_u8(table, spec.weights->dw_k, spec.weights->dw_k == 0 ? 0 : spec.window.stride_h) != nullptr, name,
+        "the kernel table has no such depthwise kernel");
+  return std::make_unique<DepthwiseU8Op>(table, std::move(name), src, dst, spec);
+}
+
+}  // namespace fmn

@@ -1,0 +1,374 @@
+// Quantised ops that are not convolutions. Plain loops over blocks of 16 bytes: they are a small part of the time.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "runtime/u8_ops.h"
+
+namespace fmn {
+
+namespace {
+
+uint8_t to_byte(float value, const Requant& r) {
+  // The bounds keep the conversion defined; what they cut is clamped anyway.
+  const float rounded = std::nearbyintf(std::min(std::max(value, -1e6f), 1e6f));
+  return static_cast<uint8_t>(std::clamp(static_cast<int32_t>(rounded) + r.zero, r.lo, r.hi));
+}
+
+// Calls f(block, y, row of dst) for this thread's rows, and fills the padding.
+template <class F>
+void byte_rows(const Frame& frame, const Tensor& dst, const Team& team, int index, F f) {
+  for_rows(dst, team, index, [&](int block, int y) {
+    f(block, y, frame.bytes() + dst.at(block, y, 0));
+    clear_padding(frame.arena, dst, {block, block + 1}, {y, y + 1});
+  });
+}
+
+class BinaryU8Op final : public Op {
+ public:
+  BinaryU8Op(std::string name, std::string kernel, const Tensor& a, const Tensor& b, const Tensor& dst, bool product,
+             float fa, float fb, const Requant& requant)
+      : Op(std::move(name), std::move(kernel)),
+        a_(a),
+        b_(b),
+        dst_(dst),
+        product_(product),
+        one_pixel_(b.h * b.w == 1),
+        fa_(fa),
+        fb_(fb),
+        requant_(requant) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+      const uint8_t* a = frame.bytes() + a_.at(block, y, 0);
+      const uint8_t* b = frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0);
+      const int za = a_.zero, zb = b_.zero;
+      for (int x = 0; x < dst_.w; ++x, a += BLOCK, b += one_pixel_ ? 0 : BLOCK, dst += BLOCK) {
+        float sum[BLOCK];
+        if (product_) {
+          for (int i = 0; i < BLOCK; ++i) sum[i] = static_cast<float>((a[i] - za) * (b[i] - zb)) * fa_;
+        } else {
+          for (int i = 0; i < BLOCK; ++i) {
+            const float first = static_cast<float>(a[i] - za) * fa_, second = static_cast<float>(b[i] - zb) * fb_;
+            sum[i] = first + second;
+          }
+        }
+        for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(sum[i], requant_);
+      }
+    });
+  }
+
+ private:
+  const Tensor a_, b_, dst_;
+  const bool product_, one_pixel_;
+  const float fa_, fb_;
+  const Requant requant_;
+};
+
+class LookupU8Op final : public Op {
+ public:
+  LookupU8Op(std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup)
+      : Op(std::move(name), "lookup_u8"), src_(src), dst_(dst), lookup_(lookup) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+      const uint8_t* src = frame.bytes() + src_.at(block, y, 0);
+      for (int i = 0; i < dst_.w * BLOCK; ++i) dst[i] = lookup_[src[i]];
+    });
+  }
+
+ private:
+  const Tensor src_, dst_;
+  const Lookup lookup_;
+};
+
+class PoolU8Op final : public Op {
+ public:
+  PoolU8Op(std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
+           std::vector<PoolSpan> rows, std::vector<PoolSpan> columns)
+      : Op(std::move(name), kind == PoolKind::max ? "max_pool_u8" : "avg_pool_u8"),
+        src_(src),
+        dst_(dst),
+        kind_(kind),
+        factor_(factor),
+        rows_(std::move(rows)),
+        columns_(std::move(columns)) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+      const PoolSpan& r = rows_[static_cast<size_t>(y)];
+      for (int x = 0; x < dst_.w; ++x, dst += BLOCK) {
+        const PoolSpan& c = columns_[static_cast<size_t>(x)];
+        if (kind_ == PoolKind::max) {
+          largest(frame, block, r, c, dst);
+        } else {
+          mean(frame, block, r, c, dst);
+        }
+      }
+    });
+  }
+
+ private:
+  void largest(const Frame& frame, int block, const PoolSpan& r, const PoolSpan& c, uint8_t* dst) const {
+    uint8_t most[BLOCK] = {};
+    for (int y = r.begin; y < r.end; ++y) {
+      const uint8_t* p = frame.bytes() + src_.at(block, y, c.begin);
+      for (int x = c.begin; x < c.end; ++x, p += BLOCK) {
+        for (int i = 0; i < BLOCK; ++i) most[i] = std::max(most[i], p[i]);
+      }
+    }
+    std::memcpy(dst, most, BLOCK);
+  }
+
+  void mean(const Frame& frame, int block, const PoolSpan& r, const PoolSpan& c, uint8_t* dst) const {
+    int32_t sum[BLOCK] = {};
+    for (int y = r.begin; y < r.end; ++y) {
+      const uint8_t* p = frame.bytes() + src_.at(block, y, c.begin);
+      for (int x = c.begin; x < c.end; ++x, p += BLOCK) {
+        for (int i = 0; i < BLOCK; ++i) sum[i] += p[i];
+      }
+    }
+    const int32_t zeros = (r.end - r.begin) * (c.end - c.begin) * src_.zero;
+    const auto factor = static_cast<float>(factor_ / (double{r.count} * c.count));
+    const Requant requant{dst_.zero, 0, 255};
+    for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(static_cast<float>(sum[i] - zeros) * factor, requant);
+  }
+
+  const Tensor src_, dst_;
+  const PoolKind kind_;
+  const double factor_;
+  const std::vector<PoolSpan> rows_, columns_;
+};
+
+class GatherU8Op final : public Op {
+ public:
+  GatherU8Op(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,
+             const Tensor& dst, const std::vector<int>& index)
+      : Op(std::move(name), "gather_u8"), sources_(sources), lookups_(lookups), dst_(dst) {
+    for (int channel : index) {
+      size_t s = 0;
+      while (channel >= sources[s].c) channel -= sources[s++].c;
+      from_.push_back({s, channel});
+    }
+  }
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+      for (int i = 0; i < BLOCK; ++i) {
+        const int channel = block * BLOCK + i;
+        if (channel >= dst_.c) {
+          for (int x = 0; x < dst_.w; ++x) dst[x * BLOCK + i] = dst_.zero;
+          continue;
+        }
+        const From& from = from_[static_cast<size_t>(channel)];
+        const Tensor& t = sources_[from.source];
+        const Lookup& lookup = lookups_[from.source];
+        const uint8_t* src = frame.bytes() + t.at(from.channel / BLOCK, y, 0) + from.channel % BLOCK;
+        for (int x = 0; x < dst_.w; ++x) dst[x * BLOCK + i] = lookup[src[x * BLOCK]];
+      }
+    });
+  }
+
+ private:
+  struct From {
+    size_t source;
+    int channel;
+  };
+  const std::vector<Tensor> sources_;
+  const std::vector<Lookup> lookups_;
+  const Tensor dst_;
+  std::vector<From> from_;
+};
+
+class SoftmaxU8Op final : public Op {
+ public:
+  SoftmaxU8Op(std::string name, const Tensor& src, const Tensor& dst, double src_scale, double dst_scale)
+      : Op(std::move(name), "softmax_u8"), src_(src), dst_(dst), src_scale_(src_scale), dst_scale_(dst_scale) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    const Range rows = split(src_.h, team.count(), index);
+    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+      for (int x = 0; x < src_.w; ++x) pixel(frame.bytes(), y, x);
+    }
+    clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+  }
+
+ private:
+  void pixel(uint8_t* bytes, int y, int x) const {
+    const auto at = [&](const Tensor& t, int c) -> uint8_t& { return bytes[t.at(c / BLOCK, y, x) + c % BLOCK]; };
+    int most = 0;
+    for (int c = 0; c < src_.c; ++c) most = std::max<int>(most, at(src_, c));
+    double sum = 0;
+    for (int c = 0; c < src_.c; ++c) sum += std::exp(src_scale_ * (at(src_, c) - most));
+    for (int c = 0; c < src_.c; ++c) {
+      const double p = std::exp(src_scale_ * (at(src_, c) - most)) / sum;
+      at(dst_, c) = static_cast<uint8_t>(std::clamp(std::nearbyint(p / dst_scale_) + dst_.zero, 0.0, 255.0));
+    }
+  }
+
+  const Tensor src_, dst_;
+  const double src_scale_, dst_scale_;
+};
+
+class QuantizeOp final : public Op {
+ public:
+  QuantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
+      : Op(std::move(name), "quantize"), src_(src), dst_(dst), scale_(scale) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+      const float* src = frame.arena + src_.at(block, y, 0);
+      for (int i = 0; i < dst_.w * BLOCK; ++i) {
+        dst[i] = std::isnan(src[i]) ? dst_.zero : to_byte(src[i] / scale_, {dst_.zero, 0, 255});
+      }
+    });
+  }
+
+ private:
+  const Tensor src_, dst_;
+  const float scale_;
+};
+
+class DequantizeOp final : public Op {
+ public:
+  DequantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
+      : Op(std::move(name), "dequantize"), src_(src), dst_(dst), scale_(scale) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    for_rows(dst_, team, index, [&](int block, int y) {
+      const uint8_t* src = frame.bytes() + src_.at(block, y, 0);
+      float* dst = frame.arena + dst_.at(block, y, 0);
+      for (int i = 0; i < dst_.w * BLOCK; ++i) dst[i] = static_cast<float>(src[i] - src_.zero) * scale_;
+      clear_padding(frame.arena, dst_, {block, block + 1}, {y, y + 1});
+    });
+  }
+
+ private:
+  const Tensor src_, dst_;
+  const float scale_;
+};
+
+class InputU8Op final : public Op {
+ public:
+  InputU8Op(const Tensor& dst, const InputU8& input) : Op("input", "input_u8"), dst_(dst), input_(input) {}
+
+  void run(const Frame& frame, Team& team, int index) const override {
+    const Range rows = split(dst_.h, team.count(), index);
+    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+      for (int b = 0; b < dst_.blocks(); ++b) {
+        uint8_t* dst = frame.bytes() + dst_.at(b, y, 0);
+        const int width = dst_.pixel(), lanes = std::min(width, dst_.c - b * BLOCK);
+        for (int i = 0; i < width; ++i) {
+          if (i < lanes) {
+            channel(frame, y, b * BLOCK + i, dst + i, width);
+          } else {
+            for (int x = 0; x < dst_.w; ++x) dst[x * width + i] = dst_.zero;
+          }
+        }
+      }
+    }
+    clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+  }
+
+ private:
+  // Channel c of row y, to every `step`-th byte.
+  void channel(const Frame& frame, int y, int c, uint8_t* dst, int step) const {
+    const ptrdiff_t first = (ptrdiff_t{y} * dst_.w) * dst_.c + c, plane = ptrdiff_t{dst_.h} * dst_.w;
+    if (frame.kind == InputKind::pixels_u8) {
+      const auto* src = static_cast<const uint8_t*>(frame.input) + first + (input_.swap ? dst_.c - 1 - 2 * c : 0);
+      const uint8_t* table = input_.pixels.empty() ? nullptr : input_.pixels[static_cast<size_t>(c)].data();
+      for (int x = 0; x < dst_.w; ++x) dst[x * step] = table != nullptr ? table[src[x * dst_.c]] : src[x * dst_.c];
+      return;
+    }
+    const bool nchw = frame.kind == InputKind::f32_nchw;
+    const auto* src = static_cast<const float*>(frame.input) + (nchw ? c * plane + ptrdiff_t{y} * dst_.w : first);
+    const Requant requant{dst_.zero, 0, 255};
+    for (int x = 0; x < dst_.w; ++x) {
+      float v = src[ptrdiff_t{x} * (nchw ? 1 : dst_.c)];
+      if (!input_.mean.empty()) {
+        const auto i = static_cast<size_t>(c);
+        v = static_cast<float>((double{v} - input_.mean[i]) / input_.std[i]);
+      }
+      dst[x * step] = std::isnan(v) ? dst_.zero : to_byte(v / input_.scale, requant);
+    }
+  }
+
+  const Tensor dst_;
+  const InputU8 input_;
+};
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  return a.c == b.c && a.h == b.h && a.w == b.w && !a.image && !b.image;
+}
+
+OpPtr binary(std::string name, const char* kernel, const Tensor& a, const Tensor& b, const Tensor& dst, bool product,
+             float fa, float fb, const Requant& requant) {
+  check(a.u8 && b.u8 && dst.u8 && same_shape(a, dst), name, "shapes differ");
+  check(same_shape(b, dst) || (b.c == dst.c && b.h * b.w == 1 && !b.image), name, "shapes differ");
+  return std::make_unique<BinaryU8Op>(std::move(name), kernel, a, b, dst, product, fa, fb, requant);
+}
+
+}  // namespace
+
+OpPtr make_input_u8(const Tensor& dst, const InputU8& input) {
+  const auto fits = [&](size_t n) { return n == 0 || n == static_cast<size_t>(dst.c); };
+  check(dst.u8 && fits(input.pixels.size()) && fits(input.mean.size()) && input.mean.size() == input.std.size(),
+        "input", "tables do not fit the channels");
+  return std::make_unique<InputU8Op>(dst, input);
+}
+
+OpPtr make_add_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa, float fb,
+                  const Requant& requant) {
+  return binary(std::move(name), "add_u8", a, b, dst, false, fa, fb, requant);
+}
+
+OpPtr make_mul_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float factor,
+                  const Requant& requant) {
+  return binary(std::move(name), "mul_u8", a, b, dst, true, factor, 0, requant);
+}
+
+OpPtr make_lookup_u8(std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup) {
+  check(src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
+  return std::make_unique<LookupU8Op>(std::move(name), src, dst, lookup);
+}
+
+OpPtr make_pool_u8(std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
+                   std::vector<PoolSpan> rows, std::vector<PoolSpan> columns) {
+  check(src.u8 && dst.u8 && src.c == dst.c && !src.image && !dst.image, name, "shapes do not fit");
+  const auto fit = [](const std::vector<PoolSpan>& spans, int outputs, int size) {
+    return spans.size() == static_cast<size_t>(outputs) &&
+           std::all_of(spans.begin(), spans.end(), [&](const PoolSpan& s) { return s.begin >= 0 && s.end <= size; });
+  };
+  check(fit(rows, dst.h, src.h) && fit(columns, dst.w, src.w), name, "the windows do not fit the map");
+  return std::make_unique<PoolU8Op>(std::move(name), src, dst, kind, factor, std::move(rows), std::move(columns));
+}
+
+OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,
+                     const Tensor& dst, const std::vector<int>& index) {
+  int channels = 0;
+  for (const Tensor& s : sources) {
+    check(s.u8 && s.h == dst.h && s.w == dst.w && !s.image, name, "shapes do not fit");
+    channels += s.c;
+  }
+  check(dst.u8 && !dst.image && index.size() == static_cast<size_t>(dst.c) && lookups.size() == sources.size(), name,
+        "shapes do not fit");
+  for (const int i : index) check(i >= 0 && i < channels, name, "no such channel");
+  return std::make_unique<GatherU8Op>(std::move(name), sources, lookups, dst, index);
+}
+
+OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, double src_scale, double dst_scale) {
+  check(src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
+  return std::make_unique<SoftmaxU8Op>(std::move(name), src, dst, src_scale, dst_scale);
+}
+
+OpPtr make_quantize(std::string name, const Tensor& src, const Tensor& dst, float scale) {
+  check(!src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
+  return std::make_unique<QuantizeOp>(std::move(name), src, dst, scale);
+}
+
+OpPtr make_dequantize(std::string name, const Tensor& src, const Tensor& dst, float scale) {
+  check(src.u8 && !dst.u8 && same_shape(src, dst), name, "shapes differ");
+  return std::make_unique<DequantizeOp>(std::move(name), src, dst, scale);
+}
+
+}  // namespace fmn

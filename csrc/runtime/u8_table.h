@@ -1,0 +1,93 @@
+// The contract between the ops and the kernels of quantised networks. fastmobilenet/reference_u8.py defines what they
+// compute. Included by files that are compiled with ISA flags: plain types only, no STL.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fmn {
+
+// Activations lie as [ceil(c/16)][h][w][16] bytes; four channels are a word, and K is counted in words. An image has
+// one word a pixel.
+constexpr int U8_WORDS = 4;  // of a pixel of a block
+
+// `len` consecutive words of A, `offset` bytes after the tile's first pixel.
+struct WordSegment {
+  ptrdiff_t offset;
+  ptrdiff_t len;
+};
+
+// How an int32 sum becomes a byte: clamp(rint(float(sum) * scale) + zero, lo, hi).
+struct Requant {
+  int32_t zero, lo, hi;
+};
+
+// c[i][o] = requant(bias[o] + sum_k a[i][k] * b[k][o], scale[o]) for nb blocks of o and mr pixels i; and again for the
+// next mr pixels, `tiles` times in all.
+struct GemmU8Args {
+  ptrdiff_t tiles;
+  const uint8_t* a;  // pixel i starts at a + 4 * i * xs
+  ptrdiff_t xs;      // words; read only by the kernels with xs = 0
+  const WordSegment* segs;
+  ptrdiff_t n_segs;
+  const int8_t* b;      // [k][nb * 16][4]
+  const int32_t* bias;  // [nb * 16], with the zero points in it
+  const float* scale;   // [nb * 16]
+  uint8_t* c;           // pixel i at c + i * 16, block j at + j * c_stride
+  ptrdiff_t c_stride;
+  Requant requant;
+  const char* prefetch;  // weights needed soon; any address is fine
+};
+
+// dst[y][x][o] = requant(bias[o] + sum over the window of rows * w, scale[o]) for one block. Kernels may read 63 bytes
+// beyond the last pixel of a row.
+struct DwU8Args {
+  const uint8_t* const* rows;  // [(oh - 1) * stride + k], or [oh * kh] for the kernel of any size
+  const int8_t* w;             // [passes][kh][groups][16][4], see dw_words()
+  ptrdiff_t passes;
+  const int32_t* bias;
+  const float* scale;
+  uint8_t* dst;
+  ptrdiff_t dst_stride;  // bytes
+  ptrdiff_t oh, ow;
+  Requant requant;
+  // Only for the kernel of any size:
+  ptrdiff_t kh, kw, stride_w, dilation_w;
+};
+
+using GemmU8Fn = void (*)(const GemmU8Args&);
+using DwU8Fn = void (*)(const DwU8Args&);
+
+struct GemmU8Entry {
+  int mr, nb, xs;
+  GemmU8Fn run;
+};
+struct DwU8Entry {
+  int k, stride;  // 0, 0: any
+  DwU8Fn run;
+};
+
+// Words of weights for one row of a depthwise window of kw columns. Word j of the kernel of any size is [w_j 0 0 0];
+// the others take four columns a word, and the 3x3 kernel of stride 1, which makes two outputs of four columns, has a
+// second word that is one column later: [w0 w1 w2 0] and [0 w0 w1 w2].
+inline int dw_words(int k, int stride, int kw) {
+  if (k == 0) return kw;
+  return k == 3 && stride == 1 ? 2 : (k + 3) / 4;
+}
+
+struct U8Table {
+  const char* isa;
+  int panel_blocks;  // width of a panel of packed weights; the last panel of a layer may be narrower
+  // What the kernels take off every activation, 0 or 128; the sums of weights in `bias` make up for it.
+  int offset;
+  // Whether weights of -128 are wrong here: the sum of two products would overflow 16 bits.
+  bool needs_127;
+  const GemmU8Entry* gemm;
+  int n_gemm;
+  const DwU8Entry* dw;
+  int n_dw;
+  // Multiply-add in registers as fast as the core can, `steps` times; returns the operations done (2 a multiply-add).
+  double (*peak)(ptrdiff_t steps);
+};
+
+}  // namespace fmn

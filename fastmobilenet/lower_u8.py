@@ -1,0 +1,113 @@
+"""Quantised nodes -> native ops. ``reference_u8.py`` defines what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from . import _native
+from .errors import ModelError
+from .graph import Graph, Node, Shape, resolve_padding
+from .pools import pool_spans
+from .quantization import Quant
+from .reference_u8 import lookup
+
+
+def emit(
+    program: _native.Program,
+    graph: Graph,
+    node: Node,
+    ids: Mapping[str, int],
+    shapes: Mapping[str, Shape],
+    weights: Mapping[str, tuple[_native.PackedU8, str]],
+) -> None:
+    """Appends the op of a node that makes bytes, or of a dequantize."""
+    dst = ids[node.name]
+    if node.op == "input":
+        _input(program, graph, node, dst)
+        return
+    src = ids[node.inputs[0]]
+    source: Quant | None = graph[node.inputs[0]].attrs.get("quant")
+    if node.op == "quantize" and source is None:
+        program.quantize(node.name, src, dst, node.attrs["quant"].scale)
+        return
+    if source is None or any("quant" not in graph[s].attrs for s in node.inputs):
+        raise ModelError(f"node {node.name!r}: {node.op} of bytes reads a tensor that is not quantised")
+    if node.op == "dequantize":
+        program.dequantize(node.name, src, dst, source.scale)
+        return
+    y: Quant = node.attrs["quant"]
+    bounds = (y.zero, *y.bounds(node.activation if node.op != "activation" else None))
+    if node.op in ("conv2d", "dense"):
+        _convolution(program, node, src, dst, shapes, weights[node.name], bounds)
+    elif node.op == "add":
+        fa, fb = (graph[s].attrs["quant"].scale / y.scale for s in node.inputs)
+        program.add_u8(node.name, src, ids[node.inputs[1]], dst, fa, fb, bounds)
+    elif node.op == "mul":
+        factor = source.scale * graph[node.inputs[1]].attrs["quant"].scale / y.scale
+        program.mul_u8(node.name, src, ids[node.inputs[1]], dst, factor, bounds)
+    elif node.op in ("activation", "quantize"):
+        program.lookup_u8(node.name, src, dst, lookup(node, source))
+    elif node.op in ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"):
+        _pool(program, node, src, dst, shapes, source)
+    elif node.op in ("concat", "gather_channels"):
+        rescale = Node(node.name, "rescale", (), node.attrs)
+        tables = [lookup(rescale, graph[s].attrs["quant"]) for s in node.inputs]
+        channels = range(shapes[node.name][3]) if node.op == "concat" else node.attrs["index"]
+        program.gather_u8(node.name, [ids[s] for s in node.inputs], tables, dst, list(channels))
+    elif node.op == "softmax":
+        program.softmax_u8(node.name, src, dst, source.scale, y.scale)
+    else:
+        raise ModelError(f"node {node.name!r}: op {node.op!r} has no quantised kernel")
+
+
+def _convolution(
+    program: _native.Program,
+    node: Node,
+    src: int,
+    dst: int,
+    shapes: Mapping[str, Shape],
+    packed: tuple[_native.PackedU8, str],
+    bounds: tuple[int, int, int],
+) -> None:
+    _, h, w, _ = shapes[node.inputs[0]]
+    stride, dilation, top, left = (1, 1), (1, 1), 0, 0
+    if node.op == "conv2d":
+        top, _, left, _ = resolve_padding(node, h, w)
+        stride, dilation = node.attrs["stride"], node.attrs.get("dilation", (1, 1))
+    weights, isa = packed
+    program.conv_u8(isa, node.name, src, dst, _native.ConvU8Spec(weights, stride, dilation, (top, left), bounds))
+
+
+def _pool(program: _native.Program, node: Node, src: int, dst: int, shapes: Mapping[str, Shape], source: Quant) -> None:
+    x, y = shapes[node.inputs[0]], node.attrs["quant"]
+    if node.op == "max_pool2d" and y != source:
+        raise ModelError(f"node {node.name!r}: max_pool2d needs the same scale and zero at both ends")
+    if node.op == "global_avg_pool":
+        rows, columns = [(0, x[1], float(x[1]))], [(0, x[2], float(x[2]))]
+    else:
+        rows, columns = pool_spans(node, x, shapes[node.name])
+    program.pool_u8(node.name, src, dst, node.op == "max_pool2d", source.scale / y.scale, rows, columns)
+
+
+def _input(program: _native.Program, graph: Graph, node: Node, dst: int) -> None:
+    """Pixels become bytes by a table for each channel: preprocessing, the input's mean and std, quantisation."""
+    quant: Quant = node.attrs["quant"]
+    c = graph.input_channels
+    mean, std = (np.broadcast_to(np.asarray(node.attrs.get(k, v), np.float64), (c,)) for k, v in _NEUTRAL)
+    tables = []
+    if c == 3:
+        p = graph.preprocess
+        for i in range(3):
+            real = (np.arange(256) - np.float64(p.mean[i])) / np.float64(p.std[i])
+            tables.append(quant.quantize((real - mean[i]) / std[i]))
+        if all(np.array_equal(t, np.arange(256)) for t in tables):
+            tables = []
+    own = "mean" in node.attrs
+    swap = c == 3 and graph.preprocess.channels == "bgr"
+    means, stds = (mean.tolist(), std.tolist()) if own else ([], [])
+    program.input_u8(dst, tables, means, stds, quant.scale, swap)
+
+
+_NEUTRAL = (("mean", 0.0), ("std", 1.0))
