@@ -135,31 +135,36 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
           py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("spec"))
       .def(
           "add_u8",
-          [](Program& p, const std::string& name, int a, int b, int dst, float fa, float fb, std::array<int, 3> r) {
-            p.append(make_add_u8(name, p.tensor(a), p.tensor(b), p.tensor(dst), fa, fb, requant(r)));
+          [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, float fa, float fb,
+             std::array<int, 3> r) {
+            p.append(make_add_u8(u8_table(isa), name, p.tensor(a), p.tensor(b), p.tensor(dst), fa, fb, requant(r)));
           },
-          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("fa"), py::arg("fb"), py::arg("requant"))
+          py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("fa"), py::arg("fb"),
+          py::arg("requant"))
       .def(
           "mul_u8",
-          [](Program& p, const std::string& name, int a, int b, int dst, float factor, std::array<int, 3> r) {
-            p.append(make_mul_u8(name, p.tensor(a), p.tensor(b), p.tensor(dst), factor, requant(r)));
+          [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, float factor,
+             std::array<int, 3> r) {
+            p.append(make_mul_u8(u8_table(isa), name, p.tensor(a), p.tensor(b), p.tensor(dst), factor, requant(r)));
           },
-          py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("factor"), py::arg("requant"))
+          py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("factor"),
+          py::arg("requant"))
       .def(
           "lookup_u8",
-          [](Program& p, const std::string& name, int src, int dst, const Array<uint8_t>& table) {
-            p.append(make_lookup_u8(name, p.tensor(src), p.tensor(dst), lookup(table)));
+          [](Program& p, const std::string& isa, const std::string& name, int src, int dst,
+             const Array<uint8_t>& table) {
+            p.append(make_lookup_u8(u8_table(isa), name, p.tensor(src), p.tensor(dst), lookup(table)));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("table"))
+          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("table"))
       .def(
           "pool_u8",
-          [](Program& p, const std::string& name, int src, int dst, bool max, double factor, const Spans& rows,
-             const Spans& columns) {
-            p.append(make_pool_u8(name, p.tensor(src), p.tensor(dst), max ? PoolKind::max : PoolKind::mean, factor,
-                                  pool_spans(rows), pool_spans(columns)));
+          [](Program& p, const std::string& isa, const std::string& name, int src, int dst, bool max, double factor,
+             const Spans& rows, const Spans& columns) {
+            p.append(make_pool_u8(u8_table(isa), name, p.tensor(src), p.tensor(dst),
+                                  max ? PoolKind::max : PoolKind::mean, factor, pool_spans(rows), pool_spans(columns)));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("max"), py::arg("factor"), py::arg("rows"),
-          py::arg("columns"))
+          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("max"), py::arg("factor"),
+          py::arg("rows"), py::arg("columns"))
       .def(
           "gather_u8",
           [](Program& p, const std::string& name, const std::vector<int>& sources,

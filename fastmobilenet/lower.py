@@ -34,6 +34,7 @@ class Engine:
         layers = [n for n in graph.nodes if n.op in ("conv2d", "dense")]
         self._weights = {n.name: _pack(store, graph, n, self.isa) for n in layers if not quantized(n)}
         self._weights_u8 = {n.name: _pack_u8(store, graph, n, isa or "") for n in layers if quantized(n)}
+        self._isa_u8 = _native.u8_isa(isa or "")[0] if any(quantized(n) for n in graph.nodes) else ""
         self._params_u8 = {n.name: n.params for n in layers if quantized(n)}  # to give them back
         self.weight_bytes = store.nbytes
         self._graph = without_data(graph)
@@ -111,7 +112,7 @@ class Engine:
                 ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
         for step in steps:
             if quantized(step.nodes[0]) or step.nodes[0].op == "dequantize":
-                lower_u8.emit(program, graph, step.nodes[0], ids, shapes, self._weights_u8)
+                lower_u8.emit(program, graph, step.nodes[0], ids, shapes, self._weights_u8, self._isa_u8)
             elif step.depthwise is not None:
                 self._emit_strip(program, step, ids, shapes, arena.layouts)
             else:

@@ -21,6 +21,7 @@ def emit(
     ids: Mapping[str, int],
     shapes: Mapping[str, Shape],
     weights: Mapping[str, tuple[_native.PackedU8, str]],
+    isa: str,
 ) -> None:
     """Appends the op of a node that makes bytes, or of a dequantize."""
     dst = ids[node.name]
@@ -43,14 +44,14 @@ def emit(
         _convolution(program, node, src, dst, shapes, weights[node.name], bounds)
     elif node.op == "add":
         fa, fb = (graph[s].attrs["quant"].scale / y.scale for s in node.inputs)
-        program.add_u8(node.name, src, ids[node.inputs[1]], dst, fa, fb, bounds)
+        program.add_u8(isa, node.name, src, ids[node.inputs[1]], dst, fa, fb, bounds)
     elif node.op == "mul":
         factor = source.scale * graph[node.inputs[1]].attrs["quant"].scale / y.scale
-        program.mul_u8(node.name, src, ids[node.inputs[1]], dst, factor, bounds)
+        program.mul_u8(isa, node.name, src, ids[node.inputs[1]], dst, factor, bounds)
     elif node.op in ("activation", "quantize"):
-        program.lookup_u8(node.name, src, dst, lookup(node, source))
+        program.lookup_u8(isa, node.name, src, dst, lookup(node, source))
     elif node.op in ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"):
-        _pool(program, node, src, dst, shapes, source)
+        _pool(program, node, src, dst, shapes, source, isa)
     elif node.op in ("concat", "gather_channels"):
         rescale = Node(node.name, "rescale", (), node.attrs)
         tables = [lookup(rescale, graph[s].attrs["quant"]) for s in node.inputs]
@@ -80,7 +81,15 @@ def _convolution(
     program.conv_u8(isa, node.name, src, dst, _native.ConvU8Spec(weights, stride, dilation, (top, left), bounds))
 
 
-def _pool(program: _native.Program, node: Node, src: int, dst: int, shapes: Mapping[str, Shape], source: Quant) -> None:
+def _pool(
+    program: _native.Program,
+    node: Node,
+    src: int,
+    dst: int,
+    shapes: Mapping[str, Shape],
+    source: Quant,
+    isa: str,
+) -> None:
     x, y = shapes[node.inputs[0]], node.attrs["quant"]
     if node.op == "max_pool2d" and y != source:
         raise ModelError(f"node {node.name!r}: max_pool2d needs the same scale and zero at both ends")
@@ -88,7 +97,7 @@ def _pool(program: _native.Program, node: Node, src: int, dst: int, shapes: Mapp
         rows, columns = [(0, x[1], float(x[1]))], [(0, x[2], float(x[2]))]
     else:
         rows, columns = pool_spans(node, x, shapes[node.name])
-    program.pool_u8(node.name, src, dst, node.op == "max_pool2d", source.scale / y.scale, rows, columns)
+    program.pool_u8(isa, node.name, src, dst, node.op == "max_pool2d", source.scale / y.scale, rows, columns)
 
 
 def _input(program: _native.Program, graph: Graph, node: Node, dst: int) -> None:

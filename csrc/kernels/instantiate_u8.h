@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/dwconv_u8.h"
+#include "kernels/eltwise_u8.h"
 #include "kernels/gemm_u8.h"
 
 #define FMN_U8(MR, NB, XS) \
@@ -27,6 +28,8 @@
                            OFFSET,       NEEDS_127,                                                             \
                            gemm_entries, sizeof(gemm_entries) / sizeof(gemm_entries[0]),                        \
                            dw_entries,   sizeof(dw_entries) / sizeof(dw_entries[0]),                            \
+                           add_u8,       mul_u8,                                                                \
+                           lookup_u8,    sum_u8,                                                                \
                            u8_peak};                                                                            \
   }                                                                                                             \
   }

@@ -27,6 +27,37 @@ inline VecI opaque(VecI v) {
   return v;
 }
 inline VecI load_weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+using VecF = __m512;
+inline VecI set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
+inline VecF set1_f32(float x) { return _mm512_set1_ps(x); }
+inline VecI load_u8(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline VecI sub_i32(VecI a, VecI b) { return _mm512_sub_epi32(a, b); }
+inline VecF to_float(VecI x) { return _mm512_cvtepi32_ps(x); }
+inline VecF times(VecF a, VecF b) { return _mm512_mul_ps(a, b); }
+inline VecF plus(VecF a, VecF b) { return _mm512_add_ps(a, b); }
+inline VecI rounded(VecF x) { return _mm512_cvtps_epi32(x); }
+// Sixteen tables of sixteen, one for each upper half of a byte.
+inline void lookup_u8(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table) {
+  __m512i part[16];
+  for (int i = 0; i < 16; ++i) {
+    part[i] = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i)));
+  }
+  const __m512i low = _mm512_set1_epi8(15);
+  for (ptrdiff_t at = 0; at < n; at += 64) {
+    const __mmask64 mine = n - at >= 64 ? ~uint64_t{0} : (uint64_t{1} << (n - at)) - 1;
+    const __m512i x = _mm512_maskz_loadu_epi8(mine, src + at);
+    const __m512i index = _mm512_and_si512(x, low), upper = _mm512_andnot_si512(low, x);
+    __m512i y = _mm512_shuffle_epi8(part[0], index);
+#pragma GCC unroll 15
+    for (int i = 1; i < 16; ++i) {
+      const __mmask64 here = _mm512_cmpeq_epi8_mask(upper, _mm512_set1_epi8(static_cast<char>(16 * i)));
+      y = _mm512_mask_shuffle_epi8(y, here, part[i], index);
+    }
+    _mm512_mask_storeu_epi8(dst + at, mine, y);
+  }
+}
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 // One byte a lane, in the first place of its word.
 inline Word load_bytes(const uint8_t* p) {
@@ -61,16 +92,16 @@ struct Taps {
 struct Requantizer {
   __m512 scale;
   __m512i zero, lo, hi;  // 16 bits and twice bytes
-  Requantizer(const Requant& r, const float* scales)
-      : scale(_mm512_loadu_ps(scales)),
+  explicit Requantizer(const Requant& r, const float* scales = nullptr)
+      : scale(scales != nullptr ? _mm512_loadu_ps(scales) : _mm512_set1_ps(1.0f)),
         zero(_mm512_set1_epi16(static_cast<int16_t>(r.zero))),
         lo(_mm512_set1_epi8(static_cast<char>(r.lo))),
         hi(_mm512_set1_epi8(static_cast<char>(r.hi))) {}
 
-  __m512i rounded(VecI sum) const { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale)); }
+  VecI scaled(VecI sum) const { return rounded(times(to_float(sum), scale)); }
   __m512i pack(VecI a, VecI b, VecI c, VecI d) const {
-    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(rounded(a), rounded(b)), zero);
-    const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(rounded(c), rounded(d)), zero);
+    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero);
+    const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
     return _mm512_min_epu8(_mm512_max_epu8(bytes, lo), hi);
@@ -79,14 +110,22 @@ struct Requantizer {
   // M pixels of the block whose vectors begin at `at`.
   template <int M, int NV>
   inline __attribute__((always_inline)) void store(const VecI (&acc)[M][NV], int at, uint8_t* c) const {
+    VecI q[M][1];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) q[i][0] = scaled(acc[i][at]);
+    store_rounded<M, 1>(q, 0, c);
+  }
+  // The same for what is scaled and rounded already.
+  template <int M, int NV>
+  inline __attribute__((always_inline)) void store_rounded(const VecI (&q)[M][NV], int at, uint8_t* c) const {
 #pragma GCC unroll 8
     for (int i = 0; i + 4 <= M; i += 4) {
-      _mm512_storeu_si512(c + i * 16, pack(acc[i][at], acc[i + 1][at], acc[i + 2][at], acc[i + 3][at]));
+      _mm512_storeu_si512(c + i * 16, pack(q[i][at], q[i + 1][at], q[i + 2][at], q[i + 3][at]));
     }
     constexpr int REST = M % 4, FIRST = M - REST;
     if constexpr (REST > 0) {
-      const __m512i bytes = pack(acc[FIRST][at], acc[REST > 1 ? FIRST + 1 : FIRST][at],
-                                 acc[REST > 2 ? FIRST + 2 : FIRST][at], acc[FIRST][at]);
+      constexpr int SECOND = REST > 1 ? FIRST + 1 : FIRST, THIRD = REST > 2 ? FIRST + 2 : FIRST;
+      const __m512i bytes = pack(q[FIRST][at], q[SECOND][at], q[THIRD][at], q[FIRST][at]);
       _mm512_mask_storeu_epi8(c + FIRST * 16, (uint64_t{1} << (16 * REST)) - 1, bytes);
     }
   }

@@ -56,6 +56,35 @@ inline void dot(VecI& acc, const Word& a, VecI w) {
 }
 inline void prefetch(const char*) {}
 
+struct VecF {
+  float v[4];
+};
+template <class F>
+inline VecF lanes(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+inline VecI set1_i32(int32_t x) { return {{x, x, x, x}}; }
+inline VecF set1_f32(float x) { return {{x, x, x, x}}; }
+inline VecI load_u8(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline VecI sub_i32(VecI a, VecI b) { return {{a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}}; }
+inline VecF to_float(VecI x) {
+  return lanes([&](int i) { return static_cast<float>(x.v[i]); });
+}
+inline VecF times(VecF a, VecF b) {
+  return lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline VecF plus(VecF a, VecF b) {
+  return lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline VecI rounded(VecF x) {
+  VecI y;
+  for (int i = 0; i < 4; ++i) y.v[i] = static_cast<int32_t>(std::nearbyintf(x.v[i]));
+  return y;
+}
+inline void lookup_u8(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table) {
+  for (ptrdiff_t i = 0; i < n; ++i) dst[i] = table[src[i]];
+}
+
 // Four pixels, channel by channel.
 struct Taps {
   const uint8_t* p;
@@ -72,16 +101,26 @@ struct Taps {
 struct Requantizer {
   const Requant& r;
   const float* scale;
-  Requantizer(const Requant& requant, const float* scales) : r(requant), scale(scales) {}
+  explicit Requantizer(const Requant& requant, const float* scales = nullptr) : r(requant), scale(scales) {}
 
   // M pixels of the block whose vectors begin at `at`.
   template <int M, int NV>
   void store(const VecI (&acc)[M][NV], int at, uint8_t* c) const {
+    VecI q[M][4];
+    for (int i = 0; i < M; ++i) {
+      for (int v = 0; v < 4; ++v) {
+        q[i][v] = rounded(lanes([&](int l) { return static_cast<float>(acc[i][at + v].v[l]) * scale[v * 4 + l]; }));
+      }
+    }
+    store_rounded<M, 4>(q, 0, c);
+  }
+  // The same for what is scaled and rounded already.
+  template <int M, int NV>
+  void store_rounded(const VecI (&q)[M][NV], int at, uint8_t* c) const {
     for (int i = 0; i < M; ++i) {
       for (int o = 0; o < 16; ++o) {
-        const float x = static_cast<float>(acc[i][at + o / 4].v[o % 4]) * scale[o];
-        const int32_t q = static_cast<int32_t>(std::nearbyintf(x)) + r.zero;
-        c[i * 16 + o] = static_cast<uint8_t>(q < r.lo ? r.lo : q > r.hi ? r.hi : q);
+        const int32_t byte = q[i][at + o / 4].v[o % 4] + r.zero;
+        c[i * 16 + o] = static_cast<uint8_t>(byte < r.lo ? r.lo : byte > r.hi ? r.hi : byte);
       }
     }
   }

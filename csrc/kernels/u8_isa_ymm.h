@@ -24,6 +24,36 @@ inline VecI opaque(VecI v) {
   return v;
 }
 inline VecI load_weights(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+using VecF = __m256;
+inline VecI set1_i32(int32_t x) { return _mm256_set1_epi32(x); }
+inline VecF set1_f32(float x) { return _mm256_set1_ps(x); }
+inline VecI load_u8(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline VecI sub_i32(VecI a, VecI b) { return _mm256_sub_epi32(a, b); }
+inline VecF to_float(VecI x) { return _mm256_cvtepi32_ps(x); }
+inline VecF times(VecF a, VecF b) { return _mm256_mul_ps(a, b); }
+inline VecF plus(VecF a, VecF b) { return _mm256_add_ps(a, b); }
+inline VecI rounded(VecF x) { return _mm256_cvtps_epi32(x); }
+// Sixteen tables of sixteen, one for each upper half of a byte. An index with its sign bit set gives 0.
+inline void lookup_u8(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table) {
+  ptrdiff_t at = 0;
+  const __m256i step = _mm256_set1_epi8(16), sign = _mm256_set1_epi8(0x70);
+  for (; at + 32 <= n; at += 32) {
+    __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + at));
+    __m256i y = _mm256_setzero_si256();
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i));
+      // Bytes below 16 stay as they are; the others get their sign bit: adding 0x70 with saturation keeps it.
+      const __m256i index = _mm256_adds_epu8(x, sign);
+      y = _mm256_or_si256(y, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(part), index));
+      x = _mm256_sub_epi8(x, step);
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + at), y);
+  }
+  for (; at < n; ++at) dst[at] = table[src[at]];
+}
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline __m256i broadcast_word(const uint8_t* p) { return _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
 inline __m256i widen_bytes(const uint8_t* p) {
@@ -47,26 +77,32 @@ struct Requantizer {
   __m256 scale[2];
   __m256i zero;
   __m128i lo, hi;
-  Requantizer(const Requant& r, const float* scales)
-      : scale{_mm256_loadu_ps(scales), _mm256_loadu_ps(scales + 8)},
+  explicit Requantizer(const Requant& r, const float* scales = nullptr)
+      : scale{scales != nullptr ? _mm256_loadu_ps(scales) : _mm256_set1_ps(1.0f),
+              scales != nullptr ? _mm256_loadu_ps(scales + 8) : _mm256_set1_ps(1.0f)},
         zero(_mm256_set1_epi16(static_cast<int16_t>(r.zero))),
         lo(_mm_set1_epi8(static_cast<char>(r.lo))),
         hi(_mm_set1_epi8(static_cast<char>(r.hi))) {}
 
-  __m256i rounded(VecI sum, int half) const {
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale[half]));
-  }
+  VecI scaled(VecI sum, int half) const { return rounded(times(to_float(sum), scale[half])); }
 
   // M pixels of the block whose vectors begin at `at`.
   template <int M, int NV>
   inline __attribute__((always_inline)) void store(const VecI (&acc)[M][NV], int at, uint8_t* c) const {
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) {
-      __m256i q = _mm256_packs_epi32(rounded(acc[i][at], 0), rounded(acc[i][at + 1], 1));
-      q = _mm256_adds_epi16(_mm256_permute4x64_epi64(q, 0xd8), zero);
-      const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(c + i * 16), _mm_min_epu8(_mm_max_epu8(bytes, lo), hi));
-    }
+    for (int i = 0; i < M; ++i) put(scaled(acc[i][at], 0), scaled(acc[i][at + 1], 1), c + i * 16);
+  }
+  // The same for what is scaled and rounded already.
+  template <int M, int NV>
+  inline __attribute__((always_inline)) void store_rounded(const VecI (&q)[M][NV], int at, uint8_t* c) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) put(q[i][at], q[i][at + 1], c + i * 16);
+  }
+  void put(VecI first, VecI second, uint8_t* c) const {
+    __m256i q = _mm256_packs_epi32(first, second);
+    q = _mm256_adds_epi16(_mm256_permute4x64_epi64(q, 0xd8), zero);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(c), _mm_min_epu8(_mm_max_epu8(bytes, lo), hi));
   }
 };
 

@@ -9,7 +9,7 @@ namespace fmn {
 namespace {
 
 constexpr ptrdiff_t TILES_AT_A_TIME = 8;
-constexpr int MAX_PASSES = 3;  // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr int MAX_PASSES = 3;                       // weights of -255 to 255 are the sum of three of -127 to 127
 constexpr ptrdiff_t L2_BYTES = ptrdiff_t{1} << 20;  // of small cores today
 
 std::string tile_name(const char* op, const U8Table& table, const std::string& size) {

@@ -26,13 +26,13 @@ void byte_rows(const Frame& frame, const Tensor& dst, const Team& team, int inde
 
 class BinaryU8Op final : public Op {
  public:
-  BinaryU8Op(std::string name, std::string kernel, const Tensor& a, const Tensor& b, const Tensor& dst, bool product,
-             float fa, float fb, const Requant& requant)
+  BinaryU8Op(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
+             const Tensor& dst, float fa, float fb, const Requant& requant)
       : Op(std::move(name), std::move(kernel)),
+        run_(run),
         a_(a),
         b_(b),
         dst_(dst),
-        product_(product),
         one_pixel_(b.h * b.w == 1),
         fa_(fa),
         fb_(fb),
@@ -40,53 +40,46 @@ class BinaryU8Op final : public Op {
 
   void run(const Frame& frame, Team& team, int index) const override {
     byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
-      const uint8_t* a = frame.bytes() + a_.at(block, y, 0);
-      const uint8_t* b = frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0);
-      const int za = a_.zero, zb = b_.zero;
-      for (int x = 0; x < dst_.w; ++x, a += BLOCK, b += one_pixel_ ? 0 : BLOCK, dst += BLOCK) {
-        float sum[BLOCK];
-        if (product_) {
-          for (int i = 0; i < BLOCK; ++i) sum[i] = static_cast<float>((a[i] - za) * (b[i] - zb)) * fa_;
-        } else {
-          for (int i = 0; i < BLOCK; ++i) {
-            const float first = static_cast<float>(a[i] - za) * fa_, second = static_cast<float>(b[i] - zb) * fb_;
-            sum[i] = first + second;
-          }
-        }
-        for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(sum[i], requant_);
-      }
+      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
+            a_.zero, b_.zero, fa_, fb_, dst, dst_.w, requant_});
     });
   }
 
  private:
+  void (*const run_)(const EltU8Args&);
   const Tensor a_, b_, dst_;
-  const bool product_, one_pixel_;
+  const bool one_pixel_;
   const float fa_, fb_;
   const Requant requant_;
 };
 
 class LookupU8Op final : public Op {
  public:
-  LookupU8Op(std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup)
-      : Op(std::move(name), "lookup_u8"), src_(src), dst_(dst), lookup_(lookup) {}
+  LookupU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup)
+      : Op(std::move(name), std::string("lookup_u8/") + table.isa),
+        table_(table),
+        src_(src),
+        dst_(dst),
+        lookup_(lookup) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
     byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
-      const uint8_t* src = frame.bytes() + src_.at(block, y, 0);
-      for (int i = 0; i < dst_.w * BLOCK; ++i) dst[i] = lookup_[src[i]];
+      table_.lookup(frame.bytes() + src_.at(block, y, 0), dst, ptrdiff_t{dst_.w} * BLOCK, lookup_.data());
     });
   }
 
  private:
+  const U8Table& table_;
   const Tensor src_, dst_;
   const Lookup lookup_;
 };
 
 class PoolU8Op final : public Op {
  public:
-  PoolU8Op(std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
+  PoolU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
            std::vector<PoolSpan> rows, std::vector<PoolSpan> columns)
       : Op(std::move(name), kind == PoolKind::max ? "max_pool_u8" : "avg_pool_u8"),
+        table_(table),
         src_(src),
         dst_(dst),
         kind_(kind),
@@ -123,10 +116,7 @@ class PoolU8Op final : public Op {
   void mean(const Frame& frame, int block, const PoolSpan& r, const PoolSpan& c, uint8_t* dst) const {
     int32_t sum[BLOCK] = {};
     for (int y = r.begin; y < r.end; ++y) {
-      const uint8_t* p = frame.bytes() + src_.at(block, y, c.begin);
-      for (int x = c.begin; x < c.end; ++x, p += BLOCK) {
-        for (int i = 0; i < BLOCK; ++i) sum[i] += p[i];
-      }
+      table_.sum(frame.bytes() + src_.at(block, y, c.begin), c.end - c.begin, sum);
     }
     const int32_t zeros = (r.end - r.begin) * (c.end - c.begin) * src_.zero;
     const auto factor = static_cast<float>(factor_ / (double{r.count} * c.count));
@@ -134,6 +124,7 @@ class PoolU8Op final : public Op {
     for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(static_cast<float>(sum[i] - zeros) * factor, requant);
   }
 
+  const U8Table& table_;
   const Tensor src_, dst_;
   const PoolKind kind_;
   const double factor_;
@@ -255,6 +246,10 @@ class InputU8Op final : public Op {
   void run(const Frame& frame, Team& team, int index) const override {
     const Range rows = split(dst_.h, team.count(), index);
     for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+      if (plain() && frame.kind == InputKind::pixels_u8) {
+        rgb_row(static_cast<const uint8_t*>(frame.input) + ptrdiff_t{y} * dst_.w * 3, frame.bytes() + dst_.at(0, y, 0));
+        continue;
+      }
       for (int b = 0; b < dst_.blocks(); ++b) {
         uint8_t* dst = frame.bytes() + dst_.at(b, y, 0);
         const int width = dst_.pixel(), lanes = std::min(width, dst_.c - b * BLOCK);
@@ -271,6 +266,18 @@ class InputU8Op final : public Op {
   }
 
  private:
+  // Whether the bytes of an RGB picture are those of dst, but for the fourth of a pixel.
+  bool plain() const { return dst_.image && dst_.c == 3 && input_.pixels.empty() && !input_.swap; }
+
+  void rgb_row(const uint8_t* src, uint8_t* dst) const {
+    int x = 0;
+    for (; x + 1 < dst_.w; ++x) {  // a fourth byte is there; what it is does not matter, its weights are 0
+      std::memcpy(dst + 4 * x, src + 3 * x, 4);
+    }
+    std::memcpy(dst + 4 * x, src + 3 * x, 3);
+    dst[4 * x + 3] = dst_.zero;
+  }
+
   // Channel c of row y, to every `step`-th byte.
   void channel(const Frame& frame, int y, int c, uint8_t* dst, int step) const {
     const ptrdiff_t first = (ptrdiff_t{y} * dst_.w) * dst_.c + c, plane = ptrdiff_t{dst_.h} * dst_.w;
@@ -301,11 +308,12 @@ bool same_shape(const Tensor& a, const Tensor& b) {
   return a.c == b.c && a.h == b.h && a.w == b.w && !a.image && !b.image;
 }
 
-OpPtr binary(std::string name, const char* kernel, const Tensor& a, const Tensor& b, const Tensor& dst, bool product,
-             float fa, float fb, const Requant& requant) {
+OpPtr binary(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
+             const Tensor& dst, float fa, float fb, const Requant& requant) {
+  check(std::abs(fa) <= 1e6f && std::abs(fb) <= 1e6f, name, "the scales of its inputs and of its output do not fit");
   check(a.u8 && b.u8 && dst.u8 && same_shape(a, dst), name, "shapes differ");
   check(same_shape(b, dst) || (b.c == dst.c && b.h * b.w == 1 && !b.image), name, "shapes differ");
-  return std::make_unique<BinaryU8Op>(std::move(name), kernel, a, b, dst, product, fa, fb, requant);
+  return std::make_unique<BinaryU8Op>(std::move(name), std::move(kernel), run, a, b, dst, fa, fb, requant);
 }
 
 }  // namespace
@@ -317,30 +325,32 @@ OpPtr make_input_u8(const Tensor& dst, const InputU8& input) {
   return std::make_unique<InputU8Op>(dst, input);
 }
 
-OpPtr make_add_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa, float fb,
-                  const Requant& requant) {
-  return binary(std::move(name), "add_u8", a, b, dst, false, fa, fb, requant);
+OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa,
+                  float fb, const Requant& requant) {
+  return binary(std::move(name), std::string("add_u8/") + table.isa, table.add, a, b, dst, fa, fb, requant);
 }
 
-OpPtr make_mul_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float factor,
-                  const Requant& requant) {
-  return binary(std::move(name), "mul_u8", a, b, dst, true, factor, 0, requant);
+OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                  float factor, const Requant& requant) {
+  return binary(std::move(name), std::string("mul_u8/") + table.isa, table.mul, a, b, dst, factor, 0, requant);
 }
 
-OpPtr make_lookup_u8(std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup) {
+OpPtr make_lookup_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
+                     const Lookup& lookup) {
   check(src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
-  return std::make_unique<LookupU8Op>(std::move(name), src, dst, lookup);
+  return std::make_unique<LookupU8Op>(table, std::move(name), src, dst, lookup);
 }
 
-OpPtr make_pool_u8(std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
-                   std::vector<PoolSpan> rows, std::vector<PoolSpan> columns) {
+OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
+                   double factor, std::vector<PoolSpan> rows, std::vector<PoolSpan> columns) {
   check(src.u8 && dst.u8 && src.c == dst.c && !src.image && !dst.image, name, "shapes do not fit");
   const auto fit = [](const std::vector<PoolSpan>& spans, int outputs, int size) {
     return spans.size() == static_cast<size_t>(outputs) &&
            std::all_of(spans.begin(), spans.end(), [&](const PoolSpan& s) { return s.begin >= 0 && s.end <= size; });
   };
   check(fit(rows, dst.h, src.h) && fit(columns, dst.w, src.w), name, "the windows do not fit the map");
-  return std::make_unique<PoolU8Op>(std::move(name), src, dst, kind, factor, std::move(rows), std::move(columns));
+  return std::make_unique<PoolU8Op>(table, std::move(name), src, dst, kind, factor, std::move(rows),
+                                    std::move(columns));
 }
 
 OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,

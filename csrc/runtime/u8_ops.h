@@ -44,7 +44,7 @@ struct InputU8 {
   std::vector<Lookup> pixels;     // one a channel, or none where pixels are the bytes
   std::vector<double> mean, std;  // of floats, one a channel, or none
   float scale;                    // of dst
-  bool swap = false;  // the channels of pixels are in the opposite order
+  bool swap = false;              // the channels of pixels are in the opposite order
 };
 
 // All factories throw std::invalid_argument when shapes do not fit each other.
@@ -55,15 +55,16 @@ OpPtr make_depthwise_u8(const U8Table& table, std::string name, const Tensor& sr
                         const ConvU8Spec& spec);
 
 // dst = clamp(rint((a - za) * fa + (b - zb) * fb) + zero); b may be one pixel.
-OpPtr make_add_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa, float fb,
-                  const Requant& requant);
+OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa,
+                  float fb, const Requant& requant);
 // dst = clamp(rint((a - za) * (b - zb) * factor) + zero); b may be one pixel.
-OpPtr make_mul_u8(std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float factor,
-                  const Requant& requant);
-OpPtr make_lookup_u8(std::string name, const Tensor& src, const Tensor& dst, const Lookup& lookup);
+OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                  float factor, const Requant& requant);
+OpPtr make_lookup_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
+                     const Lookup& lookup);
 // factor = scale of src / scale of dst; divided by the counts of the spans in double, then rounded to float.
-OpPtr make_pool_u8(std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
-                   std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
+OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
+                   double factor, std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
 // Channel i of dst is channel index[i] of the concatenated sources, each through its table.
 OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,
                      const Tensor& dst, const std::vector<int>& index);

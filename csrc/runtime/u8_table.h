@@ -55,6 +55,19 @@ struct DwU8Args {
   ptrdiff_t kh, kw, stride_w, dilation_w;
 };
 
+// dst = requant(a, b) for `pixels` pixels of a block. Sums: (a - za) * fa + (b - zb) * fb; products:
+// (a - za) * (b - zb) * fa. |fa| and |fb| are at most 1e6.
+struct EltU8Args {
+  const uint8_t* a;
+  const uint8_t* b;
+  bool b_is_one_pixel;
+  int32_t za, zb;
+  float fa, fb;
+  uint8_t* dst;
+  ptrdiff_t pixels;
+  Requant requant;
+};
+
 using GemmU8Fn = void (*)(const GemmU8Args&);
 using DwU8Fn = void (*)(const DwU8Args&);
 
@@ -86,6 +99,12 @@ struct U8Table {
   int n_gemm;
   const DwU8Entry* dw;
   int n_dw;
+  void (*add)(const EltU8Args&);
+  void (*mul)(const EltU8Args&);
+  // dst[i] = table[src[i]]; n is a multiple of 16.
+  void (*lookup)(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table);
+  // sum[o] += the bytes of `pixels` pixels of a row, for one block.
+  void (*sum)(const uint8_t* src, ptrdiff_t pixels, int32_t* sum);
   // Multiply-add in registers as fast as the core can, `steps` times; returns the operations done (2 a multiply-add).
   double (*peak)(ptrdiff_t steps);
 };

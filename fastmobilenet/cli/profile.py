@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from typing import Any
 
 from .terminal import add_arch_option, load_graph, picture_size, positive, printable
@@ -70,31 +68,7 @@ def write(path: str, text: str) -> None:
 
     Raises OSError that names ``path``.
     """
-    data = text.encode("utf-8", "backslashreplace")
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb") as file:
-                file.write(data)
-            return
-        target = os.path.realpath(path)  # a link stays one
-        handle, draft = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".fastmobilenet-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(draft, _mode(target))
-            os.replace(draft, target)
-        except BaseException:
-            os.unlink(draft)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
+    from ..atomic import replacing
 
-
-def _mode(path: str) -> int:
-    """The permissions of the file, or those that a new one gets."""
-    try:
-        return os.stat(path).st_mode & 0o777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
