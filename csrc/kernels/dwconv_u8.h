@@ -28,7 +28,7 @@ inline __attribute__((always_inline)) void dw_u8_tile(const DwU8Args& d, const u
   }
   const int8_t* w = d.w;
   for (ptrdiff_t pass = 0; pass < d.passes; ++pass) {
-#pragma GCC unroll 5
+#pragma GCC unroll 1  // unrolled, GCC 12 transposes all pixels first, and spills them
     for (int ky = 0; ky < K; ++ky, w += WORDS * DW_WORD) {
       const uint8_t* row = rows[ky] + x * S * BLOCK;
 #pragma GCC unroll 8
@@ -56,13 +56,13 @@ void dw_u8(const DwU8Args& d) {
     const uint8_t* const* rows = d.rows + y * S;
     uint8_t* dst = d.dst + y * d.dst_stride;
     ptrdiff_t x = 0;
-    for (; x + 4 <= d.ow; x += 4) dw_u8_tile<K, S, 4>(d, rows, x, dst + x * BLOCK, requant);
-    switch (d.ow - x) {
-      case 3: dw_u8_tile<K, S, 3>(d, rows, x, dst + x * BLOCK, requant); break;
-      case 2: dw_u8_tile<K, S, 2>(d, rows, x, dst + x * BLOCK, requant); break;
-      case 1: dw_u8_tile<K, S, 1>(d, rows, x, dst + x * BLOCK, requant); break;
-      default: break;
+    constexpr int N = VECS == 1 ? 4 : 2;  // sixteen registers hold no more
+    for (; x + N <= d.ow; x += N) dw_u8_tile<K, S, N>(d, rows, x, dst + x * BLOCK, requant);
+    if constexpr (N == 4) {
+      if (d.ow - x == 3) dw_u8_tile<K, S, 3>(d, rows, x, dst + x * BLOCK, requant);
+      if (d.ow - x == 2) dw_u8_tile<K, S, 2>(d, rows, x, dst + x * BLOCK, requant);
     }
+    if (d.ow - x == 1) dw_u8_tile<K, S, 1>(d, rows, x, dst + x * BLOCK, requant);
   }
 }
 

@@ -10,6 +10,7 @@
   { MR, NB, XS, gemm_u8<MR, NB, XS> }
 #define FMN_U8_ROWS_1_2(NB, XS) FMN_U8(1, NB, XS), FMN_U8(2, NB, XS)
 #define FMN_U8_ROWS_1_4(NB, XS) FMN_U8_ROWS_1_2(NB, XS), FMN_U8(3, NB, XS), FMN_U8(4, NB, XS)
+#define FMN_U8_ROWS_1_5(NB, XS) FMN_U8_ROWS_1_4(NB, XS), FMN_U8(5, NB, XS)
 #define FMN_U8_ROWS_1_6(NB, XS) FMN_U8_ROWS_1_4(NB, XS), FMN_U8(5, NB, XS), FMN_U8(6, NB, XS)
 #define FMN_U8_ROWS_1_14(NB, XS)                                                                        \
   FMN_U8_ROWS_1_6(NB, XS), FMN_U8(7, NB, XS), FMN_U8(8, NB, XS), FMN_U8(9, NB, XS), FMN_U8(10, NB, XS), \

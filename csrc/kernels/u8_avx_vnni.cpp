@@ -4,6 +4,6 @@
 
 #include "kernels/instantiate_u8.h"
 
-#define FMN_U8_TILES FMN_U8_ROWS_1_6(1, 4), FMN_U8_ROWS_1_6(1, 8), FMN_U8_ROWS_1_6(1, 2), FMN_U8_ROWS_1_6(1, 0)
+#define FMN_U8_TILES FMN_U8_ROWS_1_5(1, 4), FMN_U8_ROWS_1_5(1, 8), FMN_U8_ROWS_1_5(1, 2), FMN_U8_ROWS_1_5(1, 0)
 
 FMN_DEFINE_U8_TABLE(avx_vnni)

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/hidden.h"
 #include "runtime/u8_table.h"
 
 namespace fmn::FMN_ISA {
@@ -88,6 +89,9 @@ struct Taps {
   Word word(int) const { return words; }
 };
 
+// Where the words of four pixels are after two packs.
+alignas(64) const int PACKED_ORDER[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+
 // Four pixels of a block are 64 bytes that lie together: their sums are packed by saturation and stored at once.
 struct Requantizer {
   __m512 scale;
@@ -102,7 +106,7 @@ struct Requantizer {
   __m512i pack(VecI a, VecI b, VecI c, VecI d) const {
     const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero);
     const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order = _mm512_load_si512(hidden(PACKED_ORDER));
     const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
     return _mm512_min_epu8(_mm512_max_epu8(bytes, lo), hi);
   }

@@ -64,12 +64,13 @@ inline __m256i widen_bytes(const uint8_t* p) {
 struct RawTaps {
   __m256i words[2];
   explicit RawTaps(const uint8_t* p) {
-    __m128i px[4];
-    for (int i = 0; i < 4; ++i) px[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
-    const __m128i lo01 = _mm_unpacklo_epi8(px[0], px[1]), lo23 = _mm_unpacklo_epi8(px[2], px[3]);
-    const __m128i hi01 = _mm_unpackhi_epi8(px[0], px[1]), hi23 = _mm_unpackhi_epi8(px[2], px[3]);
-    words[0] = _mm256_set_m128i(_mm_unpackhi_epi16(lo01, lo23), _mm_unpacklo_epi16(lo01, lo23));
-    words[1] = _mm256_set_m128i(_mm_unpackhi_epi16(hi01, hi23), _mm_unpacklo_epi16(hi01, hi23));
+    const auto* px = reinterpret_cast<const __m128i*>(p);
+    const __m128i a = _mm_loadu_si128(px), b = _mm_loadu_si128(px + 1);
+    const __m128i c = _mm_loadu_si128(px + 2), d = _mm_loadu_si128(px + 3);
+    const __m128i lo_ab = _mm_unpacklo_epi8(a, b), lo_cd = _mm_unpacklo_epi8(c, d);
+    const __m128i hi_ab = _mm_unpackhi_epi8(a, b), hi_cd = _mm_unpackhi_epi8(c, d);
+    words[0] = _mm256_set_m128i(_mm_unpackhi_epi16(lo_ab, lo_cd), _mm_unpacklo_epi16(lo_ab, lo_cd));
+    words[1] = _mm256_set_m128i(_mm_unpackhi_epi16(hi_ab, hi_cd), _mm_unpacklo_epi16(hi_ab, hi_cd));
   }
 };
 
