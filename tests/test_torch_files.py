@@ -15,10 +15,12 @@ import pytest
 from fastmobilenet import ModelError, importers, models
 from fastmobilenet.graph import Graph
 from fastmobilenet.importers import state_dict
+from fastmobilenet.importers._namings import Naming
+from fastmobilenet.importers._plan_names import timm, torchvision_v2
 
 from .weight_files import pack, safetensors_bytes, state_of
 
-TIMM_V1, TIMM_V2, TORCHVISION = state_dict.timm_v1, state_dict.timm_v2, state_dict.torchvision_v2
+TIMM, TORCHVISION = timm, torchvision_v2
 
 
 def same_parameters(a: Graph, b: Graph) -> bool:
@@ -57,7 +59,7 @@ def small_v2(width: float = 0.1, classes: int = 3) -> tuple[Graph, dict[str, np.
         ),
         (
             "mobilenetv2_110d",
-            TIMM_V2,
+            TIMM,
             {
                 "conv_stem.weight": (32, 3, 3, 3),
                 "bn1.weight": (32,),
@@ -73,7 +75,7 @@ def small_v2(width: float = 0.1, classes: int = 3) -> tuple[Graph, dict[str, np.
         ),
         (
             "mobilenetv1_100h",
-            TIMM_V1,
+            TIMM,
             {
                 "conv_stem.weight": (32, 3, 3, 3),
                 "blocks.0.0.conv_dw.weight": (32, 1, 3, 3),
@@ -87,16 +89,14 @@ def small_v2(width: float = 0.1, classes: int = 3) -> tuple[Graph, dict[str, np.
         ),
     ],
 )
-def test_names_are_those_of_the_libraries(
-    arch: str, naming: state_dict.Naming, expected: dict[str, tuple[int, ...]]
-) -> None:
+def test_names_are_those_of_the_libraries(arch: str, naming: Naming, expected: dict[str, tuple[int, ...]]) -> None:
     state = state_of(models.build(arch, weights=models.skeleton), arch, naming)
     assert {name: state[name].shape for name in expected} == expected
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.35, 0.5, 0.62, 0.99, 1.0, 1.01, 1.3, 1.4, 2.0, 3.1])
-@pytest.mark.parametrize("naming", [TORCHVISION, TIMM_V2])
-def test_v2_width_and_classes_are_read_from_the_shapes(width: float, naming: state_dict.Naming) -> None:
+@pytest.mark.parametrize("naming", [TORCHVISION, TIMM])
+def test_v2_width_and_classes_are_read_from_the_shapes(width: float, naming: Naming) -> None:
     expected = models.build("mobilenet_v2", width=width, classes=17, weights=models.skeleton)
     graph = state_dict.to_graph(state_of(expected, "mobilenet_v2", naming, width), arch="mobilenet_v2")
     assert [n.params["weight"].shape for n in graph.nodes if "weight" in n.params] == [
@@ -107,13 +107,13 @@ def test_v2_width_and_classes_are_read_from_the_shapes(width: float, naming: sta
 @pytest.mark.parametrize("width", [0.01, 0.1, 1 / 3, 0.62, 1.0, 1.4, 2.345])
 def test_v1_width_is_read_from_the_shapes(width: float) -> None:
     expected = models.build("mobilenet_v1", width=width, classes=2, weights=models.skeleton)
-    graph = state_dict.to_graph(state_of(expected, "mobilenet_v1", TIMM_V1, width), arch="mobilenet_v1")
+    graph = state_dict.to_graph(state_of(expected, "mobilenet_v1", TIMM, width), arch="mobilenet_v1")
     assert same_parameters(graph, expected)
 
 
 def test_conventions_are_those_of_pytorch() -> None:
     graph = models.build("mobilenet_v1", width=0.1, classes=4)
-    state = state_of(graph, "mobilenet_v1", TIMM_V1, 0.1)
+    state = state_of(graph, "mobilenet_v1", TIMM, 0.1)
     got = state_dict.to_graph(state, arch="mobilenet_v1")
     assert got["conv1"].attrs["padding"] == (1, 1, 1, 1)
     assert got["conv1/bn"].attrs["epsilon"] == 1e-5
@@ -181,7 +181,7 @@ def test_the_first_tensor_that_does_not_fit_is_named(name: str, value: np.ndarra
 
 
 def test_archs_that_fit_are_named() -> None:
-    state = state_of(models.build("mobilenetv2_050", weights=models.skeleton), "mobilenetv2_050", TIMM_V2)
+    state = state_of(models.build("mobilenetv2_050", weights=models.skeleton), "mobilenetv2_050", TIMM)
     with pytest.raises(ModelError, match=r"weights only.*It fits arch='mobilenet_v2' or arch='mobilenetv2_050'$"):
         state_dict.to_graph(state, arch=None)
     with pytest.raises(
@@ -270,10 +270,10 @@ def test_load_names_what_it_cannot_read(tmp_path: Path) -> None:
         importers.load(tmp_path)
     cases = {
         "net.onnx": (b"\x08\x07\x12\x07pytorch", r"net\.onnx: the file holds no graph"),
-        "net.h5": (b"text", "Keras HDF5 files are not supported"),
-        "net.weights": (b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras HDF5 files are not supported"),
-        "net.keras": (b"PK\x05\x06" + bytes(18), ": Keras files are not"),
-        "net.fmn": (bytes(100), ": fastmobilenet files are not"),
+        "net.h5": (b"text", r"net\.h5: it starts with 74 65 78 74, which is neither HDF5 nor zip"),
+        "net.weights": (b"\x89HDF\r\n\x1a\n" + bytes(99), r"net\.weights: .* are not supported"),
+        "net.keras": (b"PK\x05\x06" + bytes(18), r"net\.keras: the archive holds no config\.json"),
+        "net.fmn": (bytes(100), r"net\.fmn is not a valid \.fmn file"),
         "net.xyz": (b"hello, world", r"not a model file of a known kind \(it starts with 68 65 6c 6c 6f 2c 20 77\)"),
         "empty": (b"", r"it starts with nothing\); supported: .*\.safetensors"),
         "zip": (b"PK\x03\x04" + bytes(50), "not a model file of a known kind"),
@@ -325,7 +325,7 @@ def test_load_refuses_giant_files_without_reading_them(tmp_path: Path, monkeypat
 
 def test_cut_and_changed_files_give_model_errors(tmp_path: Path) -> None:
     graph = models.build("mobilenet_v1", width=0.01, classes=2)
-    data = safetensors_bytes(state_of(graph, "mobilenet_v1", TIMM_V1, 0.01))
+    data = safetensors_bytes(state_of(graph, "mobilenet_v1", TIMM, 0.01))
     path = tmp_path / "net.safetensors"
     for length in range(0, len(data), 997):
         path.write_bytes(data[:length])
@@ -348,7 +348,7 @@ def test_cut_and_changed_files_give_model_errors(tmp_path: Path) -> None:
 def test_a_file_that_fits_nothing_is_refused_in_less_than_a_second() -> None:
     """The slowest way to fail: every known network is compared before the message is made."""
     graph = models.build("mobilenetv2_140", weights=models.skeleton)
-    state = state_of(graph, "mobilenetv2_140", TIMM_V2)
+    state = state_of(graph, "mobilenetv2_140", TIMM)
     state["conv_head.weight"] = np.ones((1792, 447, 1, 1), np.float32)
     start = time.perf_counter()
     with pytest.raises(ModelError, match="nearest is 'mobilenet_v2'"):

@@ -212,6 +212,48 @@ class TfliteWriter:
         options = {0: i8(padding), 1: i32(stride[1]), 2: i32(stride[0]), 3: i32(window[1]), 4: i32(window[0])}
         self.op("AVERAGE_POOL_2D", [x], [y], options | {5: i8(activation)}, 5)
 
+    def max_pool(
+        self, x: int, y: int, window: tuple[int, int], stride: tuple[int, int] = (1, 1), padding: int = VALID
+    ) -> None:
+        options = {0: i8(padding), 1: i32(stride[1]), 2: i32(stride[0]), 3: i32(window[1]), 4: i32(window[0])}
+        self.op("MAX_POOL_2D", [x], [y], options, 5)
+
+    def mul(self, a: int, b: int, y: int, *, activation: int = NONE) -> None:
+        self.op("MUL", [a, b], [y], {0: i8(activation)}, 21)
+
+    def concat(self, xs: Sequence[int], y: int, *, axis: int = 3, activation: int = NONE) -> None:
+        self.op("CONCATENATION", xs, [y], {0: i32(axis), 1: i8(activation)}, 10)
+
+    def split(self, x: int, ys: Sequence[int], *, axis: int = 3) -> None:
+        self.op("SPLIT", [self.integers(axis), x], ys, {0: i32(len(ys))}, 35)
+
+    def strided_slice(
+        self,
+        x: int,
+        y: int,
+        begin: Sequence[int],
+        end: Sequence[int],
+        stride: Sequence[int] = (1, 1, 1, 1),
+        *,
+        begin_mask: int = 0,
+        end_mask: int = 0,
+        shrink_mask: int = 0,
+    ) -> None:
+        options = {0: i32(begin_mask), 1: i32(end_mask), 4: i32(shrink_mask)}
+        self.op("STRIDED_SLICE", [x, *(self.integers(*v) for v in (begin, end, stride))], [y], options, 32)
+
+    def slice(self, x: int, y: int, begin: Sequence[int], size: Sequence[int]) -> None:
+        self.op("SLICE", [x, self.integers(*begin), self.integers(*size)], [y])
+
+    def gather(self, x: int, y: int, index: Sequence[int], *, axis: int = 3) -> None:
+        self.op("GATHER", [x, self.integers(*index)], [y], {0: i32(axis)}, 23)
+
+    def transpose(self, x: int, y: int, order: Sequence[int]) -> None:
+        self.op("TRANSPOSE", [x, self.integers(*order)], [y], {}, 26)
+
+    def integers(self, *values: int) -> int:
+        return self.constant("numbers", np.array(values, np.int32))
+
     def fully_connected(self, x: int, weight: int, bias: int, y: int, *, activation: int = NONE) -> None:
         self.op("FULLY_CONNECTED", [x, weight, bias], [y], {0: i8(activation)}, 8)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from typing import Any
 
@@ -24,6 +25,9 @@ from ._text import quote
 MAX_HEADER = 2 * 2**20
 #: NumPy has no more axes than 64 (32 in version 1); no network needs more than a few.
 MAX_AXES = 16
+
+#: The bytes of a file, in memory or mapped.
+Bytes = bytes | bytearray | memoryview | mmap.mmap
 
 #: BF16 has no NumPy type: its bits are the upper half of a float32.
 DTYPES = {
@@ -50,7 +54,7 @@ def read(data: bytes, name: str) -> dict[str, np.ndarray]:
     Raises ModelError for anything that the format does not allow, and for a dtype that NumPy cannot hold.
     """
     try:
-        return _read(data)
+        return read_all(data)[1]
     except ModelError as error:
         raise ModelError(f"{name} is not a valid safetensors file: {error}") from None
 
@@ -60,7 +64,8 @@ def looks_like(data: bytes) -> bool:
     return len(data) > 8 and data[8:9] == b"{" and struct.unpack_from("<Q", data)[0] <= len(data) - 8
 
 
-def _read(data: bytes) -> dict[str, np.ndarray]:
+def read_all(data: Bytes) -> tuple[dict[str, str], dict[str, np.ndarray], int]:
+    """The metadata, the arrays as :func:`read` gives them, and the place where their data begins."""
     if len(data) < 8:
         raise ModelError(f"it has {len(data)} bytes, and the size of the header alone takes 8")
     size = struct.unpack_from("<Q", data)[0]
@@ -68,31 +73,39 @@ def _read(data: bytes) -> dict[str, np.ndarray]:
         raise ModelError(
             f"the header claims {size} bytes; {len(data) - 8} follow in the file and {MAX_HEADER} are allowed"
         )
-    header = _parse(data[8 : 8 + size])
+    header = _parse(bytes(data[8 : 8 + size]))
     body = memoryview(data)[8 + size :]
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, str] = {}
     for key, entry in header.items():
         if key == "__metadata__":
-            _check_metadata(entry)
+            metadata = _metadata(entry)
             continue
         begin, end, tensors[key] = _tensor(key, entry, body)
         spans.append((begin, end, key))
     _check_coverage(spans, len(body))
-    return tensors
+    return metadata, tensors, 8 + size
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise ModelError("the header does not start with '{'")
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"the header is not JSON: {str(error)[:100]}") from None
+    header = parse_json(text, "the header")
     assert isinstance(header, dict)
     return header
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """What UTF-8 text holds as JSON. Raises ModelError that begins with ``what`` for all that JSON does not allow, for
+    a name that an object has twice and for lists in lists beyond a thousand."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except ModelError as error:
+        raise ModelError(f"{what} {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{what} is not JSON: {str(error)[:100]}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,17 +113,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ModelError(f"the header names {quote(twice)} twice")
+        raise ModelError(f"names {quote(twice)} twice")
     return result
 
 
 def _refuse_constant(text: str) -> None:
-    raise ModelError(f"the header holds {text}, which is not JSON")
+    raise ModelError(f"holds {text}, which is not JSON")
 
 
-def _check_metadata(entry: object) -> None:
+def _metadata(entry: object) -> dict[str, str]:
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
         raise ModelError("__metadata__ must map names to strings")
+    return entry
 
 
 def _counts(value: object, length: int | None = None) -> bool:

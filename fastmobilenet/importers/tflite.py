@@ -1,15 +1,19 @@
-"""TensorFlow Lite files -> Graph: float files, and quantised files dequantised to float32.
+"""TensorFlow Lite files -> Graph: float files, and quantised files, dequantised to float32 or as they are.
 
-Start reading here. tflite_schema.py reads the container, tflite_ops.py turns one operator into one node,
-tflite_metadata.py says how pixels become inputs and what the classes are called.
+Start reading here. tflite_schema.py reads the container, tflite_layers.py and tflite_ops.py turn one operator into
+nodes, tflite_quantized.py makes them compute on bytes, tflite_metadata.py says how pixels become inputs and what the
+classes are called.
 
-**Quantised files.** Weights become ``scale * (q - zero point)`` and biases ``input scale * weight scale * q``,
+**Quantised files, dequantised.** Weights become ``scale * (q - zero point)`` and biases ``input scale * weight scale * q``,
 computed in float64 and rounded once to float32. Activations are no longer rounded, QUANTIZE and DEQUANTIZE
 are identities. Where the range of a quantised tensor stands for an activation, it becomes one
-(:func:`tflite_ops.range_activation`).
+(:func:`tflite_translation.range_activation`).
 
 **Padding.** SAME stays "same" and is resolved for each picture size; the zeros of a PAD are folded into the
 VALID convolutions behind it and stay as many pixels at every size, as in TensorFlow Lite itself.
+
+**Pixels.** What the file says of them counts. Where it says nothing, a network that begins with arithmetic with
+numbers, as Keras' MobileNetV3 does, gets raw pixels, 0 to 255, and others get pixels from -1 to 1.
 """
 
 from __future__ import annotations
@@ -19,26 +23,30 @@ from pathlib import PurePath
 
 from ..errors import ModelError
 from ..graph import Graph, Shape, infer_shapes
+from ._gates import join_gates
 from ._limits import DEFAULT_SIZE, MAX_FILE_ELEMENTS
 from .tflite_metadata import read_labels, read_preprocess
-from .tflite_ops import FIRST_INPUT_ONLY, Translation, shape4
+from .tflite_ops import FIRST_INPUT_ONLY, translate
+from .tflite_quantized import QuantizedTranslation
 from .tflite_schema import Operator, Tensor, TfliteFile
+from .tflite_translation import Translation, shape4
 
 
-def load(data: bytes | bytearray | memoryview, name: str = "model.tflite") -> Graph:
+def load(data: bytes | bytearray | memoryview, name: str = "model.tflite", *, quantized: bool = False) -> Graph:
     """The network in the bytes of a .tflite file.
 
-    ``name`` is the file's name or path, for messages and for the Graph. Inputs and outputs are real numbers:
+    ``name`` is the file's name or path, for messages and for the Graph. ``quantized``: what the file computes on bytes
+    the Graph does too (see tflite_quantized.py), else it is dequantised. Inputs and outputs are real numbers:
     those of a quantised file are what its codes stand for. Raises ModelError for whatever is damaged or not
     supported. Work and memory are bounded by a small multiple of the file's size.
     """
     try:
-        return _read(TfliteFile(data), data, name)
+        return _read(TfliteFile(data), data, name, quantized)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 
 
-def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str) -> Graph:
+def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str, quantized: bool) -> Graph:
     if len(file.inputs) != 1 or len(file.outputs) != 1:
         counts = f"{len(file.inputs)} inputs and {len(file.outputs)} outputs"
         raise ModelError(f"the network has {counts}; one of each is supported")
@@ -48,17 +56,19 @@ def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str) -> 
     if not operators:
         raise ModelError("no operator leads from the input to the output")
 
-    translation = Translation(file)
+    translation = QuantizedTranslation(file) if quantized else Translation(file)
     translation.input(source)
     for operator in operators:
-        translation.translate(operator)
+        translate(translation, operator)
     size = DEFAULT_SIZE if source.dynamic else (height, width)
-    graph = translation.builder.build(
-        translation.output(file.outputs[0]),
+    output = translation.output(file.outputs[0])
+    graph = Graph(
+        tuple(join_gates(translation.nodes(output), output)),
+        output,
         input_size=size,
         input_channels=channels,
         input_layout="NHWC",
-        preprocess=read_preprocess(file, source),
+        preprocess=read_preprocess(file, source, raw=translation.raw),
         name=PurePath(name).name.removesuffix(".tflite"),
     )
     shapes = infer_shapes(graph, batch, *size)

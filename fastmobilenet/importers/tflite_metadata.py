@@ -10,7 +10,6 @@ label a line.
 from __future__ import annotations
 
 import io
-import math
 import struct
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..labels import fit, split
-from ..preprocess import TENSORFLOW, Preprocess
+from ..preprocess import RAW, TENSORFLOW, Preprocess
 from . import flatbuffer
 from .tflite_schema import Tensor, TfliteFile
 
@@ -33,11 +32,12 @@ _END_OF_ARCHIVE = struct.Struct("<4s4H2LH")  # as in section 4.3.16 of PKWARE's 
 _ZIP64_LOCATOR = b"PK\x06\x07"
 
 
-def read_preprocess(file: TfliteFile, source: Tensor) -> Preprocess:
-    """How a picture's pixels become the values of the input tensor ``source``, in units of 0..255."""
+def read_preprocess(file: TfliteFile, source: Tensor, *, raw: bool) -> Preprocess:
+    """How a picture's pixels become the values of the input tensor ``source``, in units of 0..255. ``raw``: the
+    network itself scales them."""
     if source.shape[-1] != 3:
         return TENSORFLOW
-    return _from_quantization(source) or _from_metadata(file) or TENSORFLOW
+    return _from_quantization(source) or _from_metadata(file) or (RAW if raw else TENSORFLOW)
 
 
 def _from_quantization(source: Tensor) -> Preprocess | None:
@@ -74,11 +74,14 @@ def _from_metadata(file: TfliteFile) -> Preprocess | None:
 
 
 def _normalization(mean: np.ndarray, std: np.ndarray) -> Preprocess | None:
-    values = [[float(x) for x in v] * (3 if len(v) == 1 else 1) for v in (mean, std)]
-    if any(len(v) != 3 or not all(map(math.isfinite, v)) for v in values) or min(values[1]) <= 0:
+    values = [[float(x) for x in v] * (3 if len(v) == 1 else 1) for v in (mean[:4], std[:4])]
+    if any(len(v) != 3 for v in values):
         return None
     (m0, m1, m2), (s0, s1, s2) = values
-    return Preprocess(mean=(m0, m1, m2), std=(s0, s1, s2))
+    try:
+        return Preprocess(mean=(m0, m1, m2), std=(s0, s1, s2))
+    except ValueError:  # no numbers with which pixels could be normalised
+        return None
 
 
 def read_labels(data: bytes | bytearray | memoryview, classes: int) -> tuple[str, ...] | None:

@@ -70,7 +70,8 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """``shape`` is the file's; ``dynamic`` says that its height or width is left open (and stored as 1)."""
+    """``shape`` is the file's. ``signature`` has -1 for what is left open (and stored as 1), or is empty; ``dynamic``
+    says that height or width is."""
 
     index: int
     name: str
@@ -79,6 +80,7 @@ class Tensor:
     dynamic: bool
     quantization: Quantization | None
     buffer: int
+    signature: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"tensor {self.index} ({self.name!r})"
@@ -137,11 +139,30 @@ class TfliteFile:
 
     def integers(self, index: int) -> list[int]:
         """The values of a small constant of integers: axes, paddings, a shape."""
+        values = self.numbers(index)
+        if values.size > 64:
+            raise ModelError(f"{self.tensor(index)}: expected a few integers, not {values.shape}")
+        return [int(v) for v in values.reshape(-1)]
+
+    def numbers(self, index: int) -> np.ndarray:
+        """A constant of integers as the file stores it."""
         tensor = self.tensor(index)
         values = self._values(tensor)
-        if values.dtype.kind != "i" or values.size > 64:
-            raise ModelError(f"{tensor}: expected a few integers, not {values.dtype} {values.shape}")
-        return [int(v) for v in values.reshape(-1)]
+        if values.dtype.kind != "i":
+            raise ModelError(f"{tensor}: expected integers, not {values.dtype} {values.shape}")
+        return values
+
+    def codes(self, index: int) -> np.ndarray:
+        """A constant as the file stores it, of any type; it counts as spent."""
+        values = self._values(self.tensor(index))
+        self.spend(values.size)
+        return values
+
+    def spend(self, elements: int) -> None:
+        """Takes from the allowance for what is made of the file; ModelError where nothing is left."""
+        self._elements_left -= elements
+        if self._elements_left < 0:
+            raise ModelError("the weights add up to far more than the file holds; it is damaged")
 
     def constant(self, index: int) -> np.ndarray:
         """A constant as float32 in its own shape, dequantised in float64. Not finite: ModelError."""
@@ -207,10 +228,10 @@ class TfliteFile:
         shape = tuple(table.vector(0, np.int32)[: MAX_RANK + 1].tolist())
         if len(shape) > MAX_RANK or any(d < 0 for d in shape):
             raise ModelError(f"tensor {index} ({name!r}) has the shape {list(shape)}")
-        signature = table.vector(7, np.int32)[:MAX_RANK].tolist()
+        signature = tuple(table.vector(7, np.int32)[:MAX_RANK].tolist())
         dynamic = len(signature) == 4 and (signature[1] < 0 or signature[2] < 0)
         quantization = self._read_quantization(table.table(4), shape, f"tensor {index} ({name!r})")
-        return Tensor(index, name, dtype, shape, dynamic, quantization, table.uint32(2))
+        return Tensor(index, name, dtype, shape, dynamic, quantization, table.uint32(2), signature)
 
     def _read_quantization(self, table: Table | None, shape: tuple[int, ...], where: str) -> Quantization | None:
         if table is None or not len(table.vector(2, np.float32)):
@@ -250,9 +271,7 @@ class TfliteFile:
 
     def _dequantize(self, tensor: Tensor, quantization: Quantization | None) -> np.ndarray:
         raw = self._values(tensor)
-        self._elements_left -= raw.size
-        if self._elements_left < 0:
-            raise ModelError(f"{tensor}: the weights add up to far more than the file holds; it is damaged")
+        self.spend(raw.size)
         if raw.dtype.kind == "f":
             result = raw.astype(np.float32)
         elif quantization is None:
