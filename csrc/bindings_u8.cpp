@@ -77,6 +77,13 @@ std::vector<PoolSpan> pool_spans(const std::vector<std::tuple<int, int, float>>&
   return result;
 }
 
+// "max" and "requantize" too.
+MeanRule mean_rule(const std::string& name) {
+  if (name == "average") return MeanRule::average;
+  if (name == "mean") return MeanRule::mean;
+  return MeanRule::requantize;
+}
+
 using Spans = std::vector<std::tuple<int, int, float>>;
 
 }  // namespace
@@ -135,11 +142,12 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
           py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("spec"))
       .def(
           "add_u8",
-          [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, float fa, float fb,
+          [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, std::array<int, 3> f,
              std::array<int, 3> r) {
-            p.append(make_add_u8(u8_table(isa), name, p.tensor(a), p.tensor(b), p.tensor(dst), fa, fb, requant(r)));
+            p.append(make_add_u8(u8_table(isa), name, p.tensor(a), p.tensor(b), p.tensor(dst), {f[0], f[1], f[2]},
+                                 requant(r)));
           },
-          py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("fa"), py::arg("fb"),
+          py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("factors"),
           py::arg("requant"))
       .def(
           "mul_u8",
@@ -158,13 +166,15 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
           py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("table"))
       .def(
           "pool_u8",
-          [](Program& p, const std::string& isa, const std::string& name, int src, int dst, bool max, double factor,
-             const Spans& rows, const Spans& columns) {
-            p.append(make_pool_u8(u8_table(isa), name, p.tensor(src), p.tensor(dst),
-                                  max ? PoolKind::max : PoolKind::mean, factor, pool_spans(rows), pool_spans(columns)));
+          [](Program& p, const std::string& isa, const std::string& name, int src, int dst, const std::string& rule,
+             int added, double src_scale, double dst_scale, const Spans& rows, const Spans& columns) {
+            const PoolU8 pool{rule == "max" ? PoolKind::max : PoolKind::mean, mean_rule(rule), added, src_scale,
+                              dst_scale};
+            p.append(make_pool_u8(u8_table(isa), name, p.tensor(src), p.tensor(dst), pool, pool_spans(rows),
+                                  pool_spans(columns)));
           },
-          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("max"), py::arg("factor"),
-          py::arg("rows"), py::arg("columns"))
+          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("rule"), py::arg("added"),
+          py::arg("src_scale"), py::arg("dst_scale"), py::arg("rows"), py::arg("columns"))
       .def(
           "gather_u8",
           [](Program& p, const std::string& name, const std::vector<int>& sources,
@@ -176,10 +186,13 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
           py::arg("name"), py::arg("sources"), py::arg("tables"), py::arg("dst"), py::arg("index"))
       .def(
           "softmax_u8",
-          [](Program& p, const std::string& name, int src, int dst, double src_scale, double dst_scale) {
-            p.append(make_softmax_u8(name, p.tensor(src), p.tensor(dst), src_scale, dst_scale));
+          [](Program& p, const std::string& name, int src, int dst, const Array<float>& table, float dst_scale) {
+            if (table.size() != 256) throw std::invalid_argument("a table needs 256 values");
+            std::array<float, 256> values;
+            std::copy_n(table.data(), 256, values.begin());
+            p.append(make_softmax_u8(name, p.tensor(src), p.tensor(dst), values, dst_scale));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("src_scale"), py::arg("dst_scale"))
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("table"), py::arg("dst_scale"))
       .def(
           "quantize",
           [](Program& p, const std::string& name, int src, int dst, float scale) {

@@ -11,7 +11,7 @@ from .errors import ModelError
 from .graph import Graph, Node, Shape, resolve_padding
 from .pools import pool_spans
 from .quantization import Quant
-from .reference_u8 import lookup
+from .reference_u8 import add_multipliers, lookup, mul_factor, softmax_table
 
 
 def emit(
@@ -43,11 +43,13 @@ def emit(
     if node.op in ("conv2d", "dense"):
         _convolution(program, node, src, dst, shapes, weights[node.name], bounds)
     elif node.op == "add":
-        fa, fb = (graph[s].attrs["quant"].scale / y.scale for s in node.inputs)
-        program.add_u8(isa, node.name, src, ids[node.inputs[1]], dst, fa, fb, bounds)
+        a, b = (graph[s].attrs["quant"] for s in node.inputs)
+        program.add_u8(isa, node.name, src, ids[node.inputs[1]], dst, add_multipliers(a, b, y), bounds)
     elif node.op == "mul":
-        factor = source.scale * graph[node.inputs[1]].attrs["quant"].scale / y.scale
-        program.mul_u8(isa, node.name, src, ids[node.inputs[1]], dst, factor, bounds)
+        factor = mul_factor(source, graph[node.inputs[1]].attrs["quant"], y)
+        program.mul_u8(isa, node.name, src, ids[node.inputs[1]], dst, float(factor), bounds)
+    elif node.op == "lookup":
+        program.lookup_u8(isa, node.name, src, dst, np.ascontiguousarray(node.params["table"], np.uint8))
     elif node.op in ("activation", "quantize"):
         program.lookup_u8(isa, node.name, src, dst, lookup(node, source))
     elif node.op in ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"):
@@ -58,7 +60,7 @@ def emit(
         channels = range(shapes[node.name][3]) if node.op == "concat" else node.attrs["index"]
         program.gather_u8(node.name, [ids[s] for s in node.inputs], tables, dst, list(channels))
     elif node.op == "softmax":
-        program.softmax_u8(node.name, src, dst, source.scale, y.scale)
+        program.softmax_u8(node.name, src, dst, softmax_table(source), y.scale)
     else:
         raise ModelError(f"node {node.name!r}: op {node.op!r} has no quantised kernel")
 
@@ -97,7 +99,11 @@ def _pool(
         rows, columns = [(0, x[1], float(x[1]))], [(0, x[2], float(x[2]))]
     else:
         rows, columns = pool_spans(node, x, shapes[node.name])
-    program.pool_u8(isa, node.name, src, dst, node.op == "max_pool2d", source.scale / y.scale, rows, columns)
+    rule, added = "max" if node.op == "max_pool2d" else "requantize", 0
+    if "rounding" in node.attrs:  # e.g. mean_s8: of codes from which 128 was taken
+        rule, _, codes = node.attrs["rounding"].partition("_")
+        added = 128 if codes == "s8" else 0
+    program.pool_u8(isa, node.name, src, dst, rule, added, source.scale, y.scale, rows, columns)
 
 
 def _input(program: _native.Program, graph: Graph, node: Node, dst: int) -> None:

@@ -35,9 +35,10 @@ class Quant:
             raise ModelError(f"the zero point of a quantised tensor must be 0 to 255, not {self.zero}")
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
-        """float -> uint8: x / scale rounded to the nearest, ties to even, plus zero, clamped. NaN becomes ``zero``."""
+        """float -> uint8: x * (1 / scale), in float32, rounded to the nearest, ties to even, plus zero, clamped. NaN
+        becomes ``zero``."""
         with np.errstate(over="ignore", invalid="ignore"):
-            q = np.rint(np.asarray(x, np.float32) / np.float32(self.scale))
+            q = np.rint(np.asarray(x, np.float32) * (np.float32(1) / np.float32(self.scale)))
         q = np.where(np.isnan(q), 0.0, q)
         return np.clip(q.astype(np.float64) + self.zero, 0, 255).astype(np.uint8)
 

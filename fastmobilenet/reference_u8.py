@@ -1,12 +1,13 @@
 """What every op computes on bytes (``quantization.py``): the definition that all kernels follow bit for bit.
 
-Sums are exact integers. Whatever becomes a byte is rounded once, by :func:`requantize`: the sum to float32, times one
-float32 factor, to the nearest integer with ties to even, plus the zero point, clamped. That is XNNPACK's rule.
+The rules are those of LiteRT as it comes, which is XNNPACK wherever that has the op. Sums are exact integers. Most of
+them become bytes by :func:`requantize`: the sum to float32, times one float32 factor, to the nearest integer with ties
+to even, plus the zero point, clamped. Sums of two tensors (:func:`add`), means and softmax have rules of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -17,18 +18,18 @@ from .quantization import Quant
 
 def requantize(total: np.ndarray, factor: np.ndarray | np.float32, zero: int, lo: int = 0, hi: int = 255) -> np.ndarray:
     """Exact integers -> bytes."""
-    scaled: np.ndarray = total.astype(np.float32) * factor
-    y: np.ndarray = np.clip(np.rint(scaled).astype(np.float64) + zero, lo, hi).astype(np.uint8)
-    return y
+    y: np.ndarray = total.astype(np.float32) * factor
+    np.rint(y, out=y)
+    y += np.float32(zero)  # rounds only what is clamped anyway
+    return np.clip(y, lo, hi, out=y).astype(np.uint8)
 
 
 def weight_factors(node: Node, x: Quant) -> np.ndarray:
-    """What the sums of each output channel are multiplied by: x.scale * weight_scale / y.scale, in float64, rounded to
-    float32 once. (oc,)"""
+    """What the sums of each output channel are multiplied by: x.scale * weight_scale / y.scale, in float32. (oc,)"""
     y: Quant = node.attrs["quant"]
-    scale = node.params["weight_scale"].astype(np.float64)
-    factors = np.broadcast_to(x.scale * scale / y.scale, node.params["weight"].shape[:1])
-    return factors.astype(np.float32)
+    with np.errstate(over="ignore"):
+        scale = np.float32(x.scale) * node.params["weight_scale"].astype(np.float32) / np.float32(y.scale)
+    return np.broadcast_to(scale, node.params["weight"].shape[:1])
 
 
 def centred_weights(node: Node) -> np.ndarray:
@@ -48,18 +49,18 @@ def conv2d(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
     weight = centred_weights(node)
     groups = node.attrs.get("groups", 1)
     oc, kh, kw, icg = weight.shape
-    windows = _windows(node, x.astype(np.int64) - quants[0].zero)
-    n, oh, ow = windows.shape[:3]
-    # float64 holds these sums exactly, and NumPy multiplies matrices of integers slowly.
-    if groups == oc and icg == 1:
-        total = np.einsum("nyxabc,cab->nyxc", windows, weight[..., 0].astype(np.float64), optimize=True)
-    else:
-        parts = []
-        for g in range(groups):
-            a = windows[..., g * icg : (g + 1) * icg].reshape(n * oh * ow, kh * kw * icg)
-            b = weight[g * (oc // groups) : (g + 1) * (oc // groups)].reshape(oc // groups, -1).T
-            parts.append((a @ b.astype(np.float64)).reshape(n, oh, ow, -1))
-        total = np.concatenate(parts, axis=3)
+    # NumPy multiplies matrices of integers slowly. Floats hold these sums exactly, float32 small ones.
+    real = np.float32 if kh * kw * icg * 255 * 255 < 2**24 else np.float64
+    weight = weight.astype(real)
+    ocg = oc // groups
+    total: np.ndarray | int = 0
+    for (ky, kx), tap in _taps(node, x.astype(real) - real(quants[0].zero)):
+        if icg == ocg == 1:
+            total = total + tap * weight[:, ky, kx, 0]
+            continue
+        pixels = tap.reshape(-1, groups, icg).swapaxes(0, 1)  # (groups, n * oh * ow, icg)
+        parts = pixels @ weight[:, ky, kx].reshape(groups, ocg, icg).swapaxes(1, 2)
+        total = total + parts.swapaxes(0, 1).reshape(*tap.shape[:3], oc)
     return _finish(node, quants[0], y, total)
 
 
@@ -77,39 +78,62 @@ def _finish(node: Node, x: Quant, y: Quant, total: np.ndarray) -> np.ndarray:
     return requantize(total, weight_factors(node, x), y.zero, *y.bounds(node.activation))
 
 
-def _windows(node: Node, centred: np.ndarray) -> np.ndarray:
-    """All windows of what has its zero taken off, so that padding is 0: (n, oh, ow, kh, kw, c) float64."""
+def _taps(node: Node, centred: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """For each place (ky, kx) of the window, what it reads of a map from which its zero is taken off, so that padding
+    is 0: (n, oh, ow, c)."""
     kh, kw = kernel_size(node)
     sh, sw = node.attrs["stride"]
     dh, dw = node.attrs.get("dilation", (1, 1))
     top, bottom, left, right = resolve_padding(node, centred.shape[1], centred.shape[2])
-    padded = np.pad(centred, ((0, 0), (top, bottom), (left, right), (0, 0))).astype(np.float64)
-    span = ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
-    view = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
-    return view[:, ::sh, ::sw, :, ::dh, ::dw].transpose(0, 1, 2, 4, 5, 3)
+    padded = np.pad(centred, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    h, w = padded.shape[1] - (kh - 1) * dh, padded.shape[2] - (kw - 1) * dw
+    for ky, kx in np.ndindex(kh, kw):
+        yield (ky, kx), padded[:, ky * dh : ky * dh + h : sh, kx * dw : kx * dw + w : sw]
+
+
+#: Bits of the larger multiplier of an add.
+ADD_BITS = 21
+
+
+def add_multipliers(a: Quant, b: Quant, y: Quant) -> tuple[int, int, int]:
+    """(ma, mb, shift) of :func:`add`: the quotients of the scales, in float32, times 2^shift, to the nearest integer.
+    The shift gives the larger one 21 bits; it is at least 12 and at most 30. All sums then fit into an int32."""
+    ratios = [np.float32(min(q.scale / y.scale, 256.0)) for q in (a, b)]
+    _, exponent = np.frexp(max(ratios))  # the larger ratio is m * 2^exponent, 0.5 <= m < 1
+    shift = min(ADD_BITS - int(exponent), 30)
+    ma, mb = (int(np.rint(np.ldexp(np.float64(r), shift))) for r in ratios)
+    return ma, mb, shift
 
 
 def add(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """rint((a - za) * fa + (b - zb) * fb) + zero, fa = sa / sy, fb = sb / sy: two float32 products, one float32 sum."""
+    """((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift, plus zero, clamped: see :func:`add_multipliers`. In
+    int32; the shift rounds down, so that halves go up."""
     y: Quant = node.attrs["quant"]
-    fa, fb = (np.float32(q.scale / y.scale) for q in quants)
-    total = (a.astype(np.int32) - quants[0].zero).astype(np.float32) * fa
-    total = total + (b.astype(np.int32) - quants[1].zero).astype(np.float32) * fb
-    return requantize(total, np.float32(1), y.zero, *y.bounds(node.activation))
+    ma, mb, shift = add_multipliers(quants[0], quants[1], y)
+    total = (a.astype(np.int32) - quants[0].zero) * ma + (b.astype(np.int32) - quants[1].zero) * mb
+    total = (total + (1 << (shift - 1))) >> shift
+    return np.clip(total + y.zero, *y.bounds(node.activation)).astype(np.uint8)
 
 
 def mul(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(a - za) * (b - zb), requantised with sa * sb / sy."""
+    """(a - za) * (b - zb), requantised with sa * sb / sy in float32."""
     y: Quant = node.attrs["quant"]
     total = (a.astype(np.int32) - quants[0].zero) * (b.astype(np.int32) - quants[1].zero)
-    factor = np.float32(quants[0].scale * quants[1].scale / y.scale)
-    return requantize(total, factor, y.zero, *y.bounds(node.activation))
+    return requantize(total, mul_factor(quants[0], quants[1], y), y.zero, *y.bounds(node.activation))
+
+
+def mul_factor(a: Quant, b: Quant, y: Quant) -> np.float32:
+    """What the products of :func:`mul` are multiplied by."""
+    return np.float32(np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale))
 
 
 def lookup(node: Node, x: Quant) -> np.ndarray:
-    """The byte that every byte becomes (256,), for ops of one value: activation, and a change of scale. In float64."""
+    """The byte that every byte becomes (256,), for ops of one value: a lookup's own table; of an activation and a change
+    of scale, the real number in float64, rounded."""
     from .reference import activate
 
+    if node.op == "lookup":
+        return node.params["table"]
     y: Quant = node.attrs["quant"]
     real = x.scale * (np.arange(256) - float(x.zero))
     if node.op == "activation":
@@ -118,8 +142,8 @@ def lookup(node: Node, x: Quant) -> np.ndarray:
 
 
 def pool_mean(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
-    """The sum of (x - zero) over the window, requantised with sx / (sy * count)."""
-    y: Quant = node.attrs["quant"]
+    """The sum of (x - zero) over the window, requantised with sx / (sy * count); or, where the attribute ``rounding``
+    names it, a rule of LiteRT: :func:`_average` or :func:`_mean`, of uint8 or of int8."""
     centred = x.astype(np.int64) - quants[0].zero
     if node.op == "global_avg_pool":
         total, count = centred.sum(axis=(1, 2), keepdims=True), np.full((1, 1, 1, 1), x.shape[1] * x.shape[2])
@@ -135,17 +159,47 @@ def pool_mean(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
             ],
             axis=1,
         )
-        count = np.array([[r * k for _, _, k in columns] for _, _, r in rows])[None, :, :, None]
+        count = np.array([[int(r * k) for _, _, k in columns] for _, _, r in rows])[None, :, :, None]
+    y: Quant = node.attrs["quant"]
+    rounding = node.attrs.get("rounding")
+    if rounding is not None:
+        rule, added = _LITERT[rounding]
+        return rule(total, count, quants[0], y, added)
     factor = (quants[0].scale / (y.scale * count.astype(np.float64))).astype(np.float32)
     return requantize(total, factor, y.zero)
+
+
+def _average(total: np.ndarray, count: np.ndarray, x: Quant, y: Quant, added: int) -> np.ndarray:
+    """AVERAGE_POOL_2D, with the same scale and zero at both ends: the mean of the codes of the file, which are bytes
+    less ``added``, to the nearest integer, halves away from 0. With S the sum of the codes: sign(S) *
+    floor((2 * |S| + count) / (2 * count))."""
+    total = total + (x.zero - added) * count
+    mean = np.sign(total) * ((2 * np.abs(total) + count) // (2 * count)) + added
+    return mean.clip(0, 255).astype(np.uint8)
+
+
+def _mean(total: np.ndarray, count: np.ndarray, x: Quant, y: Quant, added: int) -> np.ndarray:
+    """MEAN. With S the sum of the codes of the file, which are bytes less ``added``, and zx, zy their zeros: rint(S * f
+    + (zy - zx * count * f)) + added, with f = sx / sy * (1 / count), every operation in float32. The zero of the output
+    comes before the rounding: an exact half becomes an even code."""
+    zx, zy = (np.float32(q.zero - added) for q in (x, y))
+    f = np.float32(x.scale) / np.float32(y.scale) * (np.float32(1) / count.astype(np.float32))
+    total = (total + (x.zero - added) * count).astype(np.float32)
+    mean = np.rint(total * f + (zy - zx * count.astype(np.float32) * f)).astype(np.float64) + added
+    return mean.clip(0, 255).astype(np.uint8)
+
+
+#: The attribute ``rounding`` of pools: the rule, and what was added to the codes of the file to make bytes of them.
+_LITERT = {"average_u8": (_average, 0), "average_s8": (_average, 128), "mean_u8": (_mean, 0), "mean_s8": (_mean, 128)}
+ROUNDINGS = tuple(_LITERT)
 
 
 def max_pool2d(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
     """The largest byte of the window; input and output have the same scale and zero."""
     _same(node, quants)
-    windows = _windows(node, x.astype(np.int64) + 1)  # padding, which is 0 here, does not count
-    largest: np.ndarray = windows.max(axis=(3, 4)) - 1
-    return largest.clip(0).astype(np.uint8)
+    padded = x.astype(np.int16) + 1  # padding, which is 0 then, does not count
+    largest = np.maximum.reduce([tap for _, tap in _taps(node, padded)])
+    return (largest - 1).clip(0).astype(np.uint8)
 
 
 def gather_channels(node: Node, quants: list[Quant], *xs: np.ndarray) -> np.ndarray:
@@ -155,13 +209,20 @@ def gather_channels(node: Node, quants: list[Quant], *xs: np.ndarray) -> np.ndar
     return joined if node.op == "concat" else joined[..., list(node.attrs["index"])]
 
 
+def softmax_table(x: Quant) -> np.ndarray:
+    """exp(-scale * k) for k of 0 to 255, float32: what a value k below the largest counts."""
+    table: np.ndarray = np.exp((np.float32(-x.scale) * np.arange(256, dtype=np.float32)).astype(np.float64))
+    return table.astype(np.float32)
+
+
 def softmax(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
-    """Of the real numbers, in float64, quantised."""
+    """floor(e * (1 / (sum of all e * sy)) + 0.5) + zero, with e = table[largest - x] of :func:`softmax_table`: all in
+    float32, the sum in the order of the channels."""
     y: Quant = node.attrs["quant"]
-    real = quants[0].scale * (x.astype(np.float64) - quants[0].zero)
-    e = np.exp(real - real.max(axis=-1, keepdims=True))
-    p: np.ndarray = np.rint(e / e.sum(axis=-1, keepdims=True) / y.scale) + y.zero
-    return p.clip(0, 255).astype(np.uint8)
+    e = softmax_table(quants[0])[x.max(axis=-1, keepdims=True) - x]
+    total = np.add.accumulate(e, axis=-1, dtype=np.float32)[..., -1:]
+    p = np.floor(e * (np.float32(1) / (total * np.float32(y.scale))) + np.float32(0.5))
+    return (p.astype(np.float64) + y.zero).clip(0, 255).astype(np.uint8)
 
 
 def _same(node: Node, quants: list[Quant]) -> None:
@@ -176,6 +237,7 @@ EXECUTE: Mapping[str, Callable[..., np.ndarray]] = {
     "mul": mul,
     "activation": lambda node, quants, x: lookup(node, quants[0])[x],
     "quantize": lambda node, quants, x: lookup(node, quants[0])[x],
+    "lookup": lambda node, quants, x: lookup(node, quants[0])[x],
     "global_avg_pool": pool_mean,
     "avg_pool2d": pool_mean,
     "adaptive_avg_pool2d": pool_mean,

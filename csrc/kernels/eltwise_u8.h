@@ -35,18 +35,18 @@ inline __attribute__((always_inline)) void for_pixels(const EltU8Args& e, const 
 
 void add_u8(const EltU8Args& e) {
   const Requantizer r(e.requant);
-  const VecI za = set1_i32(e.za), zb = set1_i32(e.zb);
-  const VecF fa = set1_f32(e.fa), fb = set1_f32(e.fb);
+  const VecI za = set1_i32(e.za), zb = set1_i32(e.zb), ma = set1_i32(e.ma), mb = set1_i32(e.mb);
+  const VecI half = set1_i32(int32_t{1} << (e.shift - 1));
   for_pixels(e, r, [&](const uint8_t* a, const uint8_t* b) {
-    const VecF first = times(to_float(sub_i32(load_u8(a), za)), fa);
-    return rounded(plus(first, times(to_float(sub_i32(load_u8(b), zb)), fb)));
+    const VecI first = add_i32(half, mul_i32(sub_i32(load_u8(a), za), ma));
+    return shift_right(add_i32(first, mul_i32(sub_i32(load_u8(b), zb), mb)), e.shift);
   });
 }
 
 void mul_u8(const EltU8Args& e) {
   const Requantizer r(e.requant);
   const VecI za = set1_i32(e.za), zb = set1_i32(e.zb);
-  const VecF factor = set1_f32(e.fa);
+  const VecF factor = set1_f32(e.factor);
   for_pixels(e, r, [&](const uint8_t* a, const uint8_t* b) {
     // The product of two differences of bytes is exact in float32 too.
     const VecF product = times(to_float(sub_i32(load_u8(a), za)), to_float(sub_i32(load_u8(b), zb)));

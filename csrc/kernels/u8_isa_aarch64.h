@@ -22,6 +22,8 @@ inline VecI zero_i32() { return vdupq_n_s32(0); }
 inline VecI set1_i32(int32_t x) { return vdupq_n_s32(x); }
 inline VecI add_i32(VecI a, VecI b) { return vaddq_s32(a, b); }
 inline VecI sub_i32(VecI a, VecI b) { return vsubq_s32(a, b); }
+inline VecI mul_i32(VecI a, VecI b) { return vmulq_s32(a, b); }
+inline VecI shift_right(VecI x, int bits) { return vshlq_s32(x, vdupq_n_s32(-bits)); }
 inline VecI opaque(VecI v) {
   asm("" : "+w"(v));
   return v;

@@ -35,6 +35,8 @@ inline VecI load_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline VecI sub_i32(VecI a, VecI b) { return _mm512_sub_epi32(a, b); }
+inline VecI mul_i32(VecI a, VecI b) { return _mm512_mullo_epi32(a, b); }
+inline VecI shift_right(VecI x, int bits) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits)); }
 inline VecF to_float(VecI x) { return _mm512_cvtepi32_ps(x); }
 inline VecF times(VecF a, VecF b) { return _mm512_mul_ps(a, b); }
 inline VecF plus(VecF a, VecF b) { return _mm512_add_ps(a, b); }

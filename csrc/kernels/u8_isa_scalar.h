@@ -67,6 +67,14 @@ inline VecI set1_i32(int32_t x) { return {{x, x, x, x}}; }
 inline VecF set1_f32(float x) { return {{x, x, x, x}}; }
 inline VecI load_u8(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline VecI sub_i32(VecI a, VecI b) { return {{a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}}; }
+inline VecI mul_i32(VecI a, VecI b) {
+  for (int i = 0; i < 4; ++i) a.v[i] *= b.v[i];
+  return a;
+}
+inline VecI shift_right(VecI x, int bits) {
+  for (int i = 0; i < 4; ++i) x.v[i] >>= bits;
+  return x;
+}
 inline VecF to_float(VecI x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
 }

@@ -31,6 +31,8 @@ inline VecI load_u8(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline VecI sub_i32(VecI a, VecI b) { return _mm256_sub_epi32(a, b); }
+inline VecI mul_i32(VecI a, VecI b) { return _mm256_mullo_epi32(a, b); }
+inline VecI shift_right(VecI x, int bits) { return _mm256_sra_epi32(x, _mm_cvtsi32_si128(bits)); }
 inline VecF to_float(VecI x) { return _mm256_cvtepi32_ps(x); }
 inline VecF times(VecF a, VecF b) { return _mm256_mul_ps(a, b); }
 inline VecF plus(VecF a, VecF b) { return _mm256_add_ps(a, b); }

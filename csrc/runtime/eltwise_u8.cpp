@@ -27,21 +27,21 @@ void byte_rows(const Frame& frame, const Tensor& dst, const Team& team, int inde
 class BinaryU8Op final : public Op {
  public:
   BinaryU8Op(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
-             const Tensor& dst, float fa, float fb, const Requant& requant)
+             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant)
       : Op(std::move(name), std::move(kernel)),
         run_(run),
         a_(a),
         b_(b),
         dst_(dst),
         one_pixel_(b.h * b.w == 1),
-        fa_(fa),
-        fb_(fb),
+        factors_(factors),
+        factor_(factor),
         requant_(requant) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
     byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
       run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
-            a_.zero, b_.zero, fa_, fb_, dst, dst_.w, requant_});
+            a_.zero, b_.zero, factors_.ma, factors_.mb, factors_.shift, factor_, dst, dst_.w, requant_});
     });
   }
 
@@ -49,7 +49,8 @@ class BinaryU8Op final : public Op {
   void (*const run_)(const EltU8Args&);
   const Tensor a_, b_, dst_;
   const bool one_pixel_;
-  const float fa_, fb_;
+  const AddFactors factors_;
+  const float factor_;
   const Requant requant_;
 };
 
@@ -76,14 +77,13 @@ class LookupU8Op final : public Op {
 
 class PoolU8Op final : public Op {
  public:
-  PoolU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind, double factor,
+  PoolU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const PoolU8& pool,
            std::vector<PoolSpan> rows, std::vector<PoolSpan> columns)
-      : Op(std::move(name), kind == PoolKind::max ? "max_pool_u8" : "avg_pool_u8"),
+      : Op(std::move(name), pool.kind == PoolKind::max ? "max_pool_u8" : "avg_pool_u8"),
         table_(table),
         src_(src),
         dst_(dst),
-        kind_(kind),
-        factor_(factor),
+        pool_(pool),
         rows_(std::move(rows)),
         columns_(std::move(columns)) {}
 
@@ -92,7 +92,7 @@ class PoolU8Op final : public Op {
       const PoolSpan& r = rows_[static_cast<size_t>(y)];
       for (int x = 0; x < dst_.w; ++x, dst += BLOCK) {
         const PoolSpan& c = columns_[static_cast<size_t>(x)];
-        if (kind_ == PoolKind::max) {
+        if (pool_.kind == PoolKind::max) {
           largest(frame, block, r, c, dst);
         } else {
           mean(frame, block, r, c, dst);
@@ -118,16 +118,45 @@ class PoolU8Op final : public Op {
     for (int y = r.begin; y < r.end; ++y) {
       table_.sum(frame.bytes() + src_.at(block, y, c.begin), c.end - c.begin, sum);
     }
-    const int32_t zeros = (r.end - r.begin) * (c.end - c.begin) * src_.zero;
-    const auto factor = static_cast<float>(factor_ / (double{r.count} * c.count));
+    // What the window has of the map; what of it counts is another matter where padding counts.
+    const int32_t inside = (r.end - r.begin) * (c.end - c.begin);
+    for (int i = 0; i < BLOCK; ++i) sum[i] -= inside * src_.zero;
+    const int32_t count = static_cast<int32_t>(r.count * c.count);
+    switch (pool_.rule) {
+      case MeanRule::requantize: return requantize(sum, r.count * double{c.count}, dst);
+      case MeanRule::average: return average(sum, count, dst);
+      case MeanRule::mean: return mean_rule(sum, count, dst);
+    }
+  }
+
+  void requantize(const int32_t* sum, double count, uint8_t* dst) const {
+    const auto factor = static_cast<float>(pool_.src_scale / (pool_.dst_scale * count));
     const Requant requant{dst_.zero, 0, 255};
-    for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(static_cast<float>(sum[i] - zeros) * factor, requant);
+    for (int i = 0; i < BLOCK; ++i) dst[i] = to_byte(static_cast<float>(sum[i]) * factor, requant);
+  }
+
+  void average(const int32_t* sum, int32_t count, uint8_t* dst) const {
+    for (int i = 0; i < BLOCK; ++i) {
+      const int64_t s = sum[i] + int64_t{src_.zero - pool_.added} * count;
+      const int64_t magnitude = (2 * std::abs(s) + count) / (2 * int64_t{count});
+      dst[i] = static_cast<uint8_t>(std::clamp<int64_t>((s < 0 ? -magnitude : magnitude) + pool_.added, 0, 255));
+    }
+  }
+
+  void mean_rule(const int32_t* sum, int32_t count, uint8_t* dst) const {
+    const auto zx = static_cast<float>(src_.zero - pool_.added), zy = static_cast<float>(dst_.zero - pool_.added);
+    const float n = static_cast<float>(count), inverse = 1.0f / n;
+    const float f = static_cast<float>(pool_.src_scale) / static_cast<float>(pool_.dst_scale) * inverse;
+    const float zeros = zx * n, taken = zeros * f, rest = zy - taken;
+    for (int i = 0; i < BLOCK; ++i) {
+      const float s = static_cast<float>(sum[i] + (src_.zero - pool_.added) * count), scaled = s * f;
+      dst[i] = to_byte(scaled + rest, {pool_.added, 0, 255});
+    }
   }
 
   const U8Table& table_;
   const Tensor src_, dst_;
-  const PoolKind kind_;
-  const double factor_;
+  const PoolU8 pool_;
   const std::vector<PoolSpan> rows_, columns_;
 };
 
@@ -173,8 +202,9 @@ class GatherU8Op final : public Op {
 
 class SoftmaxU8Op final : public Op {
  public:
-  SoftmaxU8Op(std::string name, const Tensor& src, const Tensor& dst, double src_scale, double dst_scale)
-      : Op(std::move(name), "softmax_u8"), src_(src), dst_(dst), src_scale_(src_scale), dst_scale_(dst_scale) {}
+  SoftmaxU8Op(std::string name, const Tensor& src, const Tensor& dst, const std::array<float, 256>& table,
+              float dst_scale)
+      : Op(std::move(name), "softmax_u8"), src_(src), dst_(dst), table_(table), dst_scale_(dst_scale) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
     const Range rows = split(src_.h, team.count(), index);
@@ -189,35 +219,39 @@ class SoftmaxU8Op final : public Op {
     const auto at = [&](const Tensor& t, int c) -> uint8_t& { return bytes[t.at(c / BLOCK, y, x) + c % BLOCK]; };
     int most = 0;
     for (int c = 0; c < src_.c; ++c) most = std::max<int>(most, at(src_, c));
-    double sum = 0;
-    for (int c = 0; c < src_.c; ++c) sum += std::exp(src_scale_ * (at(src_, c) - most));
+    float sum = 0;
+    const auto e = [&](int c) { return table_[static_cast<size_t>(most - at(src_, c))]; };
+    for (int c = 0; c < src_.c; ++c) sum += e(c);
+    const float whole = sum * dst_scale_, factor = 1.0f / whole;
     for (int c = 0; c < src_.c; ++c) {
-      const double p = std::exp(src_scale_ * (at(src_, c) - most)) / sum;
-      at(dst_, c) = static_cast<uint8_t>(std::clamp(std::nearbyint(p / dst_scale_) + dst_.zero, 0.0, 255.0));
+      const float p = e(c) * factor, up = p + 0.5f;
+      at(dst_, c) =
+          static_cast<uint8_t>(std::clamp(static_cast<int>(std::floor(std::min(up, 1e6f))) + dst_.zero, 0, 255));
     }
   }
 
   const Tensor src_, dst_;
-  const double src_scale_, dst_scale_;
+  const std::array<float, 256> table_;
+  const float dst_scale_;
 };
 
 class QuantizeOp final : public Op {
  public:
   QuantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
-      : Op(std::move(name), "quantize"), src_(src), dst_(dst), scale_(scale) {}
+      : Op(std::move(name), "quantize"), src_(src), dst_(dst), inverse_(1.0f / scale) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
     byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
       const float* src = frame.arena + src_.at(block, y, 0);
       for (int i = 0; i < dst_.w * BLOCK; ++i) {
-        dst[i] = std::isnan(src[i]) ? dst_.zero : to_byte(src[i] / scale_, {dst_.zero, 0, 255});
+        dst[i] = std::isnan(src[i]) ? dst_.zero : to_byte(src[i] * inverse_, {dst_.zero, 0, 255});
       }
     });
   }
 
  private:
   const Tensor src_, dst_;
-  const float scale_;
+  const float inverse_;
 };
 
 class DequantizeOp final : public Op {
@@ -241,7 +275,8 @@ class DequantizeOp final : public Op {
 
 class InputU8Op final : public Op {
  public:
-  InputU8Op(const Tensor& dst, const InputU8& input) : Op("input", "input_u8"), dst_(dst), input_(input) {}
+  InputU8Op(const Tensor& dst, const InputU8& input)
+      : Op("input", "input_u8"), dst_(dst), input_(input), inverse_(1.0f / input.scale) {}
 
   void run(const Frame& frame, Team& team, int index) const override {
     const Range rows = split(dst_.h, team.count(), index);
@@ -266,11 +301,19 @@ class InputU8Op final : public Op {
   }
 
  private:
-  // Whether the bytes of an RGB picture are those of dst, but for the fourth of a pixel.
-  bool plain() const { return dst_.image && dst_.c == 3 && input_.pixels.empty() && !input_.swap; }
+  // The usual picture: RGB, for a convolution.
+  bool plain() const { return dst_.image && dst_.c == 3 && !input_.swap; }
 
   void rgb_row(const uint8_t* src, uint8_t* dst) const {
     int x = 0;
+    if (!input_.pixels.empty()) {
+      const uint8_t *r = input_.pixels[0].data(), *g = input_.pixels[1].data(), *b = input_.pixels[2].data();
+      for (; x < dst_.w; ++x, src += 3) {
+        const uint8_t pixel[4] = {r[src[0]], g[src[1]], b[src[2]], dst_.zero};
+        std::memcpy(dst + 4 * x, pixel, 4);
+      }
+      return;
+    }
     for (; x + 1 < dst_.w; ++x) {  // a fourth byte is there; what it is does not matter, its weights are 0
       std::memcpy(dst + 4 * x, src + 3 * x, 4);
     }
@@ -296,12 +339,13 @@ class InputU8Op final : public Op {
         const auto i = static_cast<size_t>(c);
         v = static_cast<float>((double{v} - input_.mean[i]) / input_.std[i]);
       }
-      dst[x * step] = std::isnan(v) ? dst_.zero : to_byte(v / input_.scale, requant);
+      dst[x * step] = std::isnan(v) ? dst_.zero : to_byte(v * inverse_, requant);
     }
   }
 
   const Tensor dst_;
   const InputU8 input_;
+  const float inverse_;
 };
 
 bool same_shape(const Tensor& a, const Tensor& b) {
@@ -309,11 +353,10 @@ bool same_shape(const Tensor& a, const Tensor& b) {
 }
 
 OpPtr binary(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
-             const Tensor& dst, float fa, float fb, const Requant& requant) {
-  check(std::abs(fa) <= 1e6f && std::abs(fb) <= 1e6f, name, "the scales of its inputs and of its output do not fit");
+             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant) {
   check(a.u8 && b.u8 && dst.u8 && same_shape(a, dst), name, "shapes differ");
   check(same_shape(b, dst) || (b.c == dst.c && b.h * b.w == 1 && !b.image), name, "shapes differ");
-  return std::make_unique<BinaryU8Op>(std::move(name), std::move(kernel), run, a, b, dst, fa, fb, requant);
+  return std::make_unique<BinaryU8Op>(std::move(name), std::move(kernel), run, a, b, dst, factors, factor, requant);
 }
 
 }  // namespace
@@ -325,14 +368,18 @@ OpPtr make_input_u8(const Tensor& dst, const InputU8& input) {
   return std::make_unique<InputU8Op>(dst, input);
 }
 
-OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa,
-                  float fb, const Requant& requant) {
-  return binary(std::move(name), std::string("add_u8/") + table.isa, table.add, a, b, dst, fa, fb, requant);
+OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                  const AddFactors& f, const Requant& requant) {
+  const int32_t most = (1 << 21) + 1;
+  check(f.ma >= 0 && f.mb >= 0 && f.ma <= most && f.mb <= most && f.shift >= 1 && f.shift <= 30, name,
+        "the factors are out of range");
+  return binary(std::move(name), std::string("add_u8/") + table.isa, table.add, a, b, dst, f, 0, requant);
 }
 
 OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   float factor, const Requant& requant) {
-  return binary(std::move(name), std::string("mul_u8/") + table.isa, table.mul, a, b, dst, factor, 0, requant);
+  check(std::abs(factor) <= 1e4f, name, "the scales of its inputs and of its output do not fit");
+  return binary(std::move(name), std::string("mul_u8/") + table.isa, table.mul, a, b, dst, {0, 0, 1}, factor, requant);
 }
 
 OpPtr make_lookup_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
@@ -341,16 +388,15 @@ OpPtr make_lookup_u8(const U8Table& table, std::string name, const Tensor& src, 
   return std::make_unique<LookupU8Op>(table, std::move(name), src, dst, lookup);
 }
 
-OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
-                   double factor, std::vector<PoolSpan> rows, std::vector<PoolSpan> columns) {
+OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const PoolU8& pool,
+                   std::vector<PoolSpan> rows, std::vector<PoolSpan> columns) {
   check(src.u8 && dst.u8 && src.c == dst.c && !src.image && !dst.image, name, "shapes do not fit");
   const auto fit = [](const std::vector<PoolSpan>& spans, int outputs, int size) {
     return spans.size() == static_cast<size_t>(outputs) &&
            std::all_of(spans.begin(), spans.end(), [&](const PoolSpan& s) { return s.begin >= 0 && s.end <= size; });
   };
   check(fit(rows, dst.h, src.h) && fit(columns, dst.w, src.w), name, "the windows do not fit the map");
-  return std::make_unique<PoolU8Op>(table, std::move(name), src, dst, kind, factor, std::move(rows),
-                                    std::move(columns));
+  return std::make_unique<PoolU8Op>(table, std::move(name), src, dst, pool, std::move(rows), std::move(columns));
 }
 
 OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,
@@ -366,9 +412,10 @@ OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const
   return std::make_unique<GatherU8Op>(std::move(name), sources, lookups, dst, index);
 }
 
-OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, double src_scale, double dst_scale) {
+OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, const std::array<float, 256>& table,
+                      float dst_scale) {
   check(src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
-  return std::make_unique<SoftmaxU8Op>(std::move(name), src, dst, src_scale, dst_scale);
+  return std::make_unique<SoftmaxU8Op>(std::move(name), src, dst, table, dst_scale);
 }
 
 OpPtr make_quantize(std::string name, const Tensor& src, const Tensor& dst, float scale) {

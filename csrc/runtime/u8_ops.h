@@ -54,21 +54,34 @@ OpPtr make_conv_u8(const U8Table& table, std::string name, const Tensor& src, co
 OpPtr make_depthwise_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
                         const ConvU8Spec& spec);
 
-// dst = clamp(rint((a - za) * fa + (b - zb) * fb) + zero); b may be one pixel.
-OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst, float fa,
-                  float fb, const Requant& requant);
+// dst = clamp((((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift) + zero); b may be one pixel.
+struct AddFactors {
+  int32_t ma, mb, shift;
+};
+OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                  const AddFactors& factors, const Requant& requant);
 // dst = clamp(rint((a - za) * (b - zb) * factor) + zero); b may be one pixel.
 OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   float factor, const Requant& requant);
 OpPtr make_lookup_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
                      const Lookup& lookup);
-// factor = scale of src / scale of dst; divided by the counts of the spans in double, then rounded to float.
-OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
-                   double factor, std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
+// How a mean is rounded: see pool_mean, _average and _mean in reference_u8.py. `added` is what was added to the codes
+// of the file.
+enum class MeanRule { requantize, average, mean };
+struct PoolU8 {
+  PoolKind kind;
+  MeanRule rule;
+  int added;
+  double src_scale, dst_scale;
+};
+OpPtr make_pool_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const PoolU8& pool,
+                   std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
 // Channel i of dst is channel index[i] of the concatenated sources, each through its table.
 OpPtr make_gather_u8(std::string name, const std::vector<Tensor>& sources, const std::vector<Lookup>& lookups,
                      const Tensor& dst, const std::vector<int>& index);
-OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, double src_scale, double dst_scale);
+// table[k] = exp(-scale of src * k).
+OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, const std::array<float, 256>& table,
+                      float dst_scale);
 // Floats <-> bytes.
 OpPtr make_quantize(std::string name, const Tensor& src, const Tensor& dst, float scale);
 OpPtr make_dequantize(std::string name, const Tensor& src, const Tensor& dst, float scale);

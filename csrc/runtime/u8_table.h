@@ -55,14 +55,15 @@ struct DwU8Args {
   ptrdiff_t kh, kw, stride_w, dilation_w;
 };
 
-// dst = requant(a, b) for `pixels` pixels of a block. Sums: (a - za) * fa + (b - zb) * fb; products:
-// (a - za) * (b - zb) * fa. |fa| and |fb| are at most 1e6.
+// For `pixels` pixels of a block. Sums: ((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift; products:
+// rint((a - za) * (b - zb) * factor). Then plus zero, clamped. ma and mb are less than 2^21 + 1, |factor| at most 1e4.
 struct EltU8Args {
   const uint8_t* a;
   const uint8_t* b;
   bool b_is_one_pixel;
   int32_t za, zb;
-  float fa, fb;
+  int32_t ma, mb, shift;
+  float factor;
   uint8_t* dst;
   ptrdiff_t pixels;
   Requant requant;
