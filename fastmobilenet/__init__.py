@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import models
     from .errors import ModelError
+    from .features import FeatureExtractor
     from .graph import Graph
     from .model import Model, Prediction
     from .preprocess import Preprocess
+    from .streaming import MapResult
 
     __version__: str
 
-__all__ = ["Graph", "Model", "ModelError", "Prediction", "Preprocess", "__version__", "models"]
+__all__ = [
+    "FeatureExtractor", "Graph", "MapResult", "Model", "ModelError", "Prediction", "Preprocess", "__version__",
+    "models",
+]  # fmt: skip
 
 _HOME = {
+    "FeatureExtractor": "features",
+    "MapResult": "streaming",
     "Graph": "graph",
     "Model": "model",
     "ModelError": "errors",

@@ -25,14 +25,10 @@ def check_precision(precision: str | None) -> None:
         return
     if not isinstance(precision, str):
         raise TypeError(f"precision must be a string or None, not {type(precision).__name__}")
-    if precision == "fp32":
-        return
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)} or None, not {precision!r}")
-    raise ModelError(
-        f'this version computes in fp32, not in {precision}; use precision="fp32" or None '
-        "(the weights of a quantised file are then dequantised)"
-    )
+    if precision == "fp16":
+        raise ModelError('this version does not compute in fp16; use precision=None, "fp32" or "int8"')
 
 
 def check_threads(threads: int | None) -> int | None:
@@ -100,6 +96,15 @@ def _names(labels: Any) -> tuple[str, ...]:
             f"labels must be a list of strings, or the path of a text file with one name a line, not {wrong}"
         )
     return tuple(map(str, names))
+
+
+def check_takes_pictures(graph: Graph) -> None:
+    """Raises ValueError for a network whose input has not three channels."""
+    if graph.input_channels != 3:
+        raise ValueError(
+            f"{graph.name} takes {counted(graph.input_channels, 'channel')}, so it takes no pictures; "
+            f"give {float_shapes(graph)}"
+        )
 
 
 def check_pictures(pictures: Sequence[Any]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from . import _native, lower_u8, pack_u8
+from . import _native
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
@@ -25,27 +26,54 @@ class Engine:
 
     ``isa`` names a kernel table of :func:`fastmobilenet._native.supported_isas`; None takes FASTMOBILENET_ISA
     or the best. May be used by several threads at once.
+
+    ``base``: an Engine, of whose ``skeleton`` ``graph`` is made: a part of it, or one with other nodes behind a part.
+    The layers that come from there share the packed weights of ``base``; the ISA is that of ``base``.
     """
 
-    def __init__(self, graph: Graph, isa: str | None = None) -> None:
-        self.isa = _native.default_isa(isa or "")
+    def __init__(self, graph: Graph, isa: str | None = None, *, base: Engine | None = None) -> None:
+        isa = (isa or "") if base is None else base._requested_isa
+        self._requested_isa: str = isa
+        self.isa = _native.default_isa(isa)
         graph = optimize(graph)
         store = _native.WeightStore()
-        layers = [n for n in graph.nodes if n.op in ("conv2d", "dense")]
-        self._weights = {n.name: _pack(store, graph, n, self.isa) for n in layers if not quantized(n)}
-        self._weights_u8 = {n.name: _pack_u8(store, graph, n, isa or "") for n in layers if quantized(n)}
-        self._isa_u8 = _native.u8_isa(isa or "")[0] if any(quantized(n) for n in graph.nodes) else ""
-        self._params_u8 = {n.name: n.params for n in layers if quantized(n)}  # to give them back
-        self.weight_bytes = store.nbytes
-        self._graph = without_data(graph)
+        self._weights: dict[str, _native.PackedWeights] = {}
+        self._weights_u8: dict[str, tuple[_native.PackedU8, str]] = {}
+        self._params_u8: dict[str, Mapping[str, np.ndarray]] = {}  # to give them back
+        # By the identity of the array without values: a new layer may have the name of an old one.
+        known = {} if base is None else {id(n.params.get("weight")): n.name for n in base._graph.nodes if n.params}
+        for node in (n for n in graph.nodes if n.op in ("conv2d", "dense")):
+            origin = known.get(id(node.params["weight"]))
+            if base is not None and origin is not None and quantized(node):
+                self._weights_u8[node.name], self._params_u8[node.name] = base._u8_layer(origin)
+            elif base is not None and origin is not None:
+                self._weights[node.name] = base._weights[origin]
+            elif quantized(node):
+                self._weights_u8[node.name] = _pack_u8(store, graph, node, isa)
+                self._params_u8[node.name] = node.params
+            else:
+                self._weights[node.name] = _pack(store, graph, node, self.isa)
+        self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
+        self.weight_bytes = store.nbytes  # of its own
+        self._graph: Graph = without_data(graph)
         self._plans: dict[tuple[int, int], _native.Program] = {}
+
+    def _u8_layer(self, name: str) -> tuple[tuple[_native.PackedU8, str], Mapping[str, np.ndarray]]:
+        return self._weights_u8[name], self._params_u8[name]
+
+    @property
+    def skeleton(self) -> Graph:
+        """The graph as it runs, whose weights have shapes and no values. For an Engine with this one as its base."""
+        return self._graph
 
     def graph(self) -> Graph:
         """The graph as it runs, batch norm folded and activations fused, with its weights read back: new arrays."""
         nodes = []
         for node in self._graph.nodes:
             params = {}
-            if node.name in self._params_u8:
+            if node.op == "lookup":
+                params = dict(node.params)
+            elif node.name in self._params_u8:
                 params = dict(self._params_u8[node.name])
             elif node.name in self._weights:
                 weight, bias = self._weights[node.name].unpack()
@@ -112,6 +140,8 @@ class Engine:
                 ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
         for step in steps:
             if quantized(step.nodes[0]) or step.nodes[0].op == "dequantize":
+                from . import lower_u8  # a network of floats needs none of it
+
                 lower_u8.emit(program, graph, step.nodes[0], ids, shapes, self._weights_u8, self._isa_u8)
             elif step.depthwise is not None:
                 self._emit_strip(program, step, ids, shapes, arena.layouts)
@@ -243,6 +273,8 @@ def _pack_u8(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> 
         _, h, w, c = infer_shapes(graph, 1, *graph.input_size)[node.inputs[0]]
         weight = node.params["weight"].reshape(-1, h, w, c)
         node = replace(node, params={**node.params, "weight": weight})
+    from . import pack_u8
+
     return pack_u8.pack(store, node, x, isa)
 
 
@@ -262,7 +294,7 @@ def _from_blocks(weight: np.ndarray, c: int) -> np.ndarray:
 
 
 def without_data(graph: Graph) -> Graph:
-    """The graph with weights that keep their shape only; the values live in the packed weights."""
+    """The graph with weights that keep their shape only; the values live in the packed weights. Tables stay."""
     one = np.zeros(1, np.float32)
     one.flags.writeable = False
 
@@ -270,7 +302,7 @@ def without_data(graph: Graph) -> Graph:
         return np.ndarray(v.shape, np.float32, one, strides=(0,) * v.ndim)  # eight times as fast as broadcast_to
 
     nodes = tuple(
-        Node(n.name, n.op, n.inputs, n.attrs, {k: ghost(v) for k, v in n.params.items()}) for n in graph.nodes
+        n if n.op == "lookup" else replace(n, params={k: ghost(v) for k, v in n.params.items()}) for n in graph.nodes
     )
     return graph.replace(nodes=nodes)
 

@@ -16,7 +16,11 @@ from . import labels as label_files
 from .errors import ModelError
 from .graph import Graph, count_parameters, infer_shapes
 from .lower import Engine, default_threads, without_data
+from .origin import Origin
+from .outputs import Named, check_names, ends_in_softmax, softmax
 from .preprocess import Preprocess
+from .quantizing import Quantizing
+from .uses import Uses
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,14 +52,16 @@ class Prediction:
     score: float
 
 
-class Model:
+class Model(Uses, Quantizing):
     """A network with its weights packed for this CPU. Made by :meth:`load` or :meth:`from_graph`.
 
-    A Model does not change after it was made. Any number of Python threads may use one at the same time. It
-    can be pickled; the pickle holds the weights and packs them for the CPU on which it is loaded.
+    A Model does not change after it was made. Any number of Python threads may use one at the same time, and processes
+    that are forked. It can be pickled: origin.py says what the pickle holds.
     """
 
-    def __init__(self, graph: Graph, threads: int | None, parameters: int | None = None) -> None:
+    def __init__(
+        self, graph: Graph, threads: int | None, parameters: int | None = None, *, base: Engine | None = None
+    ) -> None:
         # The weights live in the engine, packed; what is kept here are names, shapes and settings.
         self._graph = without_data(graph)
         self._parameters = count_parameters(graph) if parameters is None else parameters
@@ -69,7 +75,9 @@ class Model:
 
         self._output_at = output_at  # raises ModelError where a picture of h x w does not fit
         self._output = output_at(*graph.input_size)
-        self._engine = Engine(graph)
+        self._engine = Engine(graph, base=base)
+        self._named = Named(self._engine)
+        self._origin: Origin | None = None  # the file, where all came from one
 
     @classmethod
     def load(
@@ -85,8 +93,9 @@ class Model:
         """Read a model file.
 
         ``source``: an .fmn, .onnx, .tflite, .safetensors or .pth file.
-        ``precision``: "fp32" or None. This version computes in fp32; the weights of a quantised file are
-        dequantised at load.
+        ``precision``: None takes what the file holds: a quantised .tflite file runs on bytes, as it is; "fp32" has its
+        weights dequantised, and computes in float32. "int8" refuses a file that is not quantised (:meth:`quantize`
+        makes such a model).
         ``threads``: how many threads one call uses. Default: FASTMOBILENET_NUM_THREADS, then OMP_NUM_THREADS, then
         the physical cores that the affinity mask and the cgroup of this process allow.
         ``arch``: the architecture, for a file that holds weights only; ``fastmobilenet.models.available()``
@@ -106,17 +115,25 @@ class Model:
         path = os.fsdecode(source)
         from . import importers  # imported here: a program that makes its own Graph needs none
 
+        origin = Origin.before(path)
         try:
-            graph = importers.load(path, arch=arch)
+            graph = importers.load(path, arch=arch, quantized=precision != "fp32")
         except FileNotFoundError:
             _explain_architecture(path)
             raise
+        if precision == "int8" and not any("quant" in node.attrs for node in graph.nodes):
+            raise ModelError(f"{path} holds a network of floats; load it with precision=None and call model.quantize()")
+        own_labels = graph.labels
         if labels is None and graph.labels is None:
             classes = arguments.class_count(graph)
             if classes is not None:
                 labels = label_files.find(path, classes)
         model = cls.from_graph(graph, threads=threads, preprocess=preprocess, labels=labels)
         del graph
+        options: dict[str, Any] = {"precision": precision, "threads": threads, "arch": arch, "preprocess": preprocess}
+        if model.labels != own_labels or model.labels is None:
+            options["labels"] = model.labels or ()
+        model._origin = origin.after(options)
         _native.release_free_memory()  # the file, and the weights as they were in it
         return model
 
@@ -140,20 +157,25 @@ class Model:
             graph = graph.replace(labels=arguments.check_labels(graph, labels))
         return cls(graph, threads)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the network, its preprocessing and its labels to a .fmn file, which loads fastest.
-
-        The network is written as it runs, batch norm folded and activations fused; a Model that is loaded from the file
-        gives the same bits. The file is written whole or not at all: while it is written, and if that fails, ``path``
-        is what it was before. Raises OSError where it cannot be written.
-        """
-        from . import fmn  # imported here: few programs write files
-
-        fmn.save(self._engine.graph(), path)
-
     # --- running -----------------------------------------------------------------------------------------
 
-    def run(self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+    @overload
+    def run(
+        self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None, outputs: None = None
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def run(
+        self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None, outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float32]]: ...
+
+    def run(
+        self,
+        x: Picture | Pictures,
+        *,
+        size: int | tuple[int, int] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.float32] | dict[str, npt.NDArray[np.float32]]:
         """The output of the network for one picture, or for several.
 
         ``x`` is one of
@@ -166,19 +188,34 @@ class Model:
           "NHWC". Any height and width that the network allows; any strides, alignment and byte order.
 
         ``size``: run pictures at this size, one number or (height, width), instead of the model's own.
+        ``outputs``: a list of names: "embedding" (see :meth:`features`), "logits", "probabilities", "output", and the
+        layers of ``model.graph``, each with its activation and the sum behind it; "block_12" is the last of
+        "block_12/expand", "block_12/depthwise" and "block_12/project". Nothing behind them is computed. Outputs of the
+        same height and width take one run together, others one each; they share the weights.
 
         Returns a new float32 array: (classes,) for one picture, (n, classes) for several. An output that is
-        larger than one pixel keeps its height and width, in the layout of the model file.
+        larger than one pixel keeps its height and width, in the layout of the model file. With ``outputs`` a dict
+        of name and such an array.
 
         Raises TypeError and ValueError that name what was given and what was expected, ModelError where the
         network does not allow the size, and OSError where a file cannot be read. ``x`` is never modified.
         """
+        names = None if outputs is None else check_names(outputs)
+        if names is not None:
+            self._named.check(names)
+        found = self._run_groups(x, size, names)
+        return found if names is not None else found[""]
+
+    def _run_groups(
+        self, x: Any, size: int | tuple[int, int] | None, names: tuple[str, ...] | None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Name -> output; without names the model's own under ""."""
         x, size = self._accept(x, size)
         if not isinstance(x, (list, tuple)) and (not isinstance(x, np.ndarray) or x.ndim != 4):
-            return self._run(x, size)
+            return self._run(x, size, names)
         # In groups: memory does not grow with what is read and resized, and Ctrl-C need not wait for all of them.
-        parts = [self._run(x[i : i + GROUP], size, first=i) for i in range(0, len(x), GROUP) or (0,)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [self._run(x[i : i + GROUP], size, names, first=i) for i in range(0, len(x), GROUP) or (0,)]
+        return parts[0] if len(parts) == 1 else {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
     def probabilities(
         self, x: Picture | Pictures, *, size: int | tuple[int, int] | None = None
@@ -193,7 +230,7 @@ class Model:
         out = self.run(x, size=size)
         if out.ndim > 2:
             raise ValueError(f"at this size the output has the shape {out.shape}; classify pictures of {self._size}")
-        return out if self._graph[self._graph.output].op == "softmax" else _softmax(out)
+        return out if ends_in_softmax(self._graph) else softmax(out)
 
     @overload
     def classify(
@@ -253,11 +290,7 @@ class Model:
 
         if not isinstance(x, (list, tuple)) and not image.is_picture(x):
             raise TypeError(f"expected {arguments.accepted(self._graph)}; got {image.describe(x)}")
-        if self._graph.input_channels != 3:
-            raise ValueError(
-                f"{self.name} takes {values.counted(self._graph.input_channels, 'channel')}, so it takes no pictures; "
-                f"give {arguments.float_shapes(self._graph)}"
-            )
+        arguments.check_takes_pictures(self._graph)
         if isinstance(x, np.ndarray):
             image.check_array(x)
         elif isinstance(x, (list, tuple)):
@@ -266,10 +299,16 @@ class Model:
         self._output_at(*at)
         return x, at
 
-    def _run(self, x: Any, size: tuple[int, int], *, first: int = 0) -> npt.NDArray[np.float32]:
+    def _run(
+        self, x: Any, size: tuple[int, int], names: tuple[str, ...] | None, *, first: int = 0
+    ) -> dict[str, npt.NDArray[np.float32]]:
         batch, batched = self._batch(x, size, first=first)
-        out = self._engine.run(batch, threads=self._threads, pixels=batch.dtype == np.uint8)
-        return self._arrange(out, batched)
+        pixels = batch.dtype == np.uint8
+        if names is None:
+            found = {"": self._engine.run(batch, threads=self._threads, pixels=pixels)}
+        else:
+            found = self._named.run(batch, names, threads=self._threads, pixels=pixels)
+        return {name: self._arrange(out, batched) for name, out in found.items()}
 
     def _batch(
         self, x: Any, size: tuple[int, int], *, first: int = 0
@@ -348,9 +387,6 @@ class Model:
         ]
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._engine.graph(), self._requested_threads, self._parameters)
-
 
 def _explain_architecture(path: str) -> None:
     """ModelError for a name that is no file because it is an architecture."""
@@ -361,12 +397,3 @@ def _explain_architecture(path: str) -> None:
             f"{path} is an architecture, and its weights come from a file: Model.load(FILE, arch={path!r}); "
             f"with random weights: Model.from_graph(fastmobilenet.models.build({path!r}))"
         ) from None
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """exp(x - max) / sum along the last axis, in float64. Infinite and NaN logits give NaN."""
-    with np.errstate(invalid="ignore"):
-        x = logits.astype(np.float64)
-        e: npt.NDArray[np.float64] = np.exp(x - x.max(axis=-1, keepdims=True))
-        e /= e.sum(axis=-1, keepdims=True)
-    return e.astype(np.float32)

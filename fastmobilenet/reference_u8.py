@@ -53,8 +53,8 @@ def conv2d(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
     real = np.float32 if kh * kw * icg * 255 * 255 < 2**24 else np.float64
     weight = weight.astype(real)
     ocg = oc // groups
-    total: np.ndarray | int = 0
-    for (ky, kx), tap in _taps(node, x.astype(real) - real(quants[0].zero)):
+    total = np.zeros(1, real)
+    for (ky, kx), tap in _taps(node, x.astype(real) - quants[0].zero):
         if icg == ocg == 1:
             total = total + tap * weight[:, ky, kx, 0]
             continue
@@ -112,7 +112,9 @@ def add(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.nda
     ma, mb, shift = add_multipliers(quants[0], quants[1], y)
     total = (a.astype(np.int32) - quants[0].zero) * ma + (b.astype(np.int32) - quants[1].zero) * mb
     total = (total + (1 << (shift - 1))) >> shift
-    return np.clip(total + y.zero, *y.bounds(node.activation)).astype(np.uint8)
+    lo, hi = y.bounds(node.activation)
+    clamped: np.ndarray = (total + y.zero).clip(lo, hi).astype(np.uint8)
+    return clamped
 
 
 def mul(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -128,17 +130,19 @@ def mul_factor(a: Quant, b: Quant, y: Quant) -> np.float32:
 
 
 def lookup(node: Node, x: Quant) -> np.ndarray:
-    """The byte that every byte becomes (256,), for ops of one value: a lookup's own table; of an activation and a change
-    of scale, the real number in float64, rounded."""
+    """The byte that every byte becomes (256,), for ops of one value: a lookup's own table; of an activation and of a
+    change of scale, the real number in float64, rounded."""
     from .reference import activate
 
     if node.op == "lookup":
-        return node.params["table"]
+        own: np.ndarray = node.params["table"]
+        return own
     y: Quant = node.attrs["quant"]
     real = x.scale * (np.arange(256) - float(x.zero))
     if node.op == "activation":
         real = activate(real, node.activation)
-    return np.clip(np.rint(real / y.scale) + y.zero, 0, 255).astype(np.uint8)
+    table: np.ndarray = (np.rint(real / y.scale) + y.zero).clip(0, 255).astype(np.uint8)
+    return table
 
 
 def pool_mean(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
@@ -174,7 +178,7 @@ def _average(total: np.ndarray, count: np.ndarray, x: Quant, y: Quant, added: in
     less ``added``, to the nearest integer, halves away from 0. With S the sum of the codes: sign(S) *
     floor((2 * |S| + count) / (2 * count))."""
     total = total + (x.zero - added) * count
-    mean = np.sign(total) * ((2 * np.abs(total) + count) // (2 * count)) + added
+    mean: np.ndarray = np.sign(total) * ((2 * np.abs(total) + count) // (2 * count)) + added
     return mean.clip(0, 255).astype(np.uint8)
 
 
@@ -185,7 +189,7 @@ def _mean(total: np.ndarray, count: np.ndarray, x: Quant, y: Quant, added: int) 
     zx, zy = (np.float32(q.zero - added) for q in (x, y))
     f = np.float32(x.scale) / np.float32(y.scale) * (np.float32(1) / count.astype(np.float32))
     total = (total + (x.zero - added) * count).astype(np.float32)
-    mean = np.rint(total * f + (zy - zx * count.astype(np.float32) * f)).astype(np.float64) + added
+    mean: np.ndarray = np.rint(total * f + (zy - zx * count.astype(np.float32) * f)).astype(np.float64) + added
     return mean.clip(0, 255).astype(np.uint8)
 
 
@@ -198,7 +202,7 @@ def max_pool2d(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
     """The largest byte of the window; input and output have the same scale and zero."""
     _same(node, quants)
     padded = x.astype(np.int16) + 1  # padding, which is 0 then, does not count
-    largest = np.maximum.reduce([tap for _, tap in _taps(node, padded)])
+    largest: np.ndarray = np.maximum.reduce([tap for _, tap in _taps(node, padded)])
     return (largest - 1).clip(0).astype(np.uint8)
 
 
@@ -221,7 +225,7 @@ def softmax(node: Node, quants: list[Quant], x: np.ndarray) -> np.ndarray:
     y: Quant = node.attrs["quant"]
     e = softmax_table(quants[0])[x.max(axis=-1, keepdims=True) - x]
     total = np.add.accumulate(e, axis=-1, dtype=np.float32)[..., -1:]
-    p = np.floor(e * (np.float32(1) / (total * np.float32(y.scale))) + np.float32(0.5))
+    p: np.ndarray = np.floor(e * (np.float32(1) / (total * np.float32(y.scale))) + np.float32(0.5))
     return (p.astype(np.float64) + y.zero).clip(0, 255).astype(np.uint8)
 
 

@@ -94,7 +94,7 @@ def small_graph() -> Graph:
 def model_file(tmp_path: Path, make_graph: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch) -> str:
     """A file for which the importers give the small network, with the labels "name 0" to "name 9"."""
     graph = make_graph(labels=names(10))
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: graph)
     file = tmp_path / "net.tflite"
     file.touch()
     return str(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def tensor(
 def attribute(name: str, value: Any) -> bytes:
     """An AttributeProto; its type follows from the value."""
     out = field(1, name)
+    if isinstance(value, Reference):
+        return out + field(20, value.kind) + field(21, value.name)
     if isinstance(value, np.ndarray):
         return out + field(5, tensor(value)) + field(20, 4)
     if isinstance(value, float):
@@ -106,6 +109,23 @@ def attribute(name: str, value: Any) -> bytes:
     if value and isinstance(value[0], float):
         return out + field(7, struct.pack(f"<{len(value)}f", *value)) + field(20, 6)
     return out + fields(8, value) + field(20, 7)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An attribute of a node in a function: the function's own, ``name``. ``kind`` is its AttributeType."""
+
+    name: str
+    kind: int
+
+
+def node(
+    kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", domain: str = "", **attrs: Any
+) -> bytes:
+    """A NodeProto."""
+    out = fields(1, inputs) + fields(2, outputs) + field(3, name) + field(4, kind)
+    out += b"".join(field(5, attribute(key, value)) for key, value in attrs.items())
+    return out + (field(7, domain) if domain else b"")
 
 
 def value_info(name: str, shape: Sequence[int | str | None] | None, dtype: int = 1) -> bytes:
@@ -127,6 +147,7 @@ class OnnxWriter:
         self.nodes: list[bytes] = []
         self.inputs: list[bytes] = []
         self.initializers: list[bytes] = []
+        self.functions: list[bytes] = []
         self._count = 0
 
     def input(self, *shape: int | str | None, name: str = "x", dtype: int = 1) -> str:
@@ -152,10 +173,33 @@ class OnnxWriter:
     ) -> str:
         """Appends a node with one output and returns the output's name."""
         output = self._name(kind.lower()) if output is None else output
-        node = fields(1, inputs) + field(2, output) + field(3, f"/{output}" if name is None else name) + field(4, kind)
-        node += b"".join(field(5, attribute(key, value)) for key, value in attrs.items())
-        self.nodes.append(node + (field(7, domain) if domain else b""))
+        self.nodes.append(node(kind, inputs, [output], f"/{output}" if name is None else name, domain, **attrs))
         return output
+
+    def ops(self, kind: str, *inputs: str, count: int, **attrs: Any) -> list[str]:
+        """Appends a node with ``count`` outputs and returns their names."""
+        outputs = [self._name(kind.lower()) for _ in range(count)]
+        self.nodes.append(node(kind, inputs, outputs, f"/{outputs[0]}", **attrs))
+        return outputs
+
+    def function(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        nodes: Sequence[bytes],
+        *,
+        domain: str = "local",
+        opset: int | None = None,
+        defaults: dict[str, Any] | None = None,
+        overload: str = "",
+    ) -> None:
+        """Defines an operator of ``domain`` by others."""
+        message = field(1, name) + fields(4, inputs) + fields(5, outputs) + fields(7, nodes) + field(10, domain)
+        message += b"".join(field(11, attribute(key, value)) for key, value in (defaults or {}).items())
+        message += field(9, field(1, "") + field(2, self.opset if opset is None else opset))
+        message += field(9, field(1, domain) + field(2, 1))
+        self.functions.append(message + (field(13, overload) if overload else b""))
 
     def _name(self, base: str) -> str:
         self._count += 1
@@ -165,6 +209,8 @@ class OnnxWriter:
         graph = fields(1, self.nodes) + field(2, "a test") + fields(5, self.initializers)
         graph += fields(11, self.inputs) + fields(12, [value_info(name, None) for name in outputs])
         opset = field(8, field(1, "") + field(2, self.opset))
+        if self.functions:
+            opset += field(8, field(1, "local") + field(2, 1)) + fields(25, self.functions)
         return field(1, self.ir_version) + field(2, "a test") + field(7, graph) + opset + metadata
 
     def write(self, path: Path, *outputs: str) -> Path:

@@ -125,7 +125,7 @@ def test_json_has_no_nan(
 ) -> None:
     graph = make_graph()
     bias = graph[graph.output].params["bias"]
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: graph)
     bias[:] = np.nan
     assert main(["classify", picture, "--model", model_file, "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -137,7 +137,7 @@ def test_names_that_the_terminal_cannot_show(
 ) -> None:
     """A label that ASCII lacks, and a file name that is no UTF-8."""
     graph = make_graph(labels=tuple(f"caf\u00e9 {i}" for i in range(10)))
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: graph)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -151,7 +151,7 @@ def test_names_that_command_a_terminal(
 ) -> None:
     """Names come with files from anywhere; what would clear the screen or add a line is shown as an escape."""
     graph = make_graph(labels=tuple(f"\x1b[2J{i}\n" for i in range(10)), name="net\x1b]0;")
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: graph)
     path = save_picture(tmp_path / "a\nb.png")
     assert main(["classify", str(tmp_path), path, path + "c", "--model", model_file, "--top", "1"]) == 1
     out, err = capsys.readouterr()
@@ -262,7 +262,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def load(path: str, arch: str | None = None) -> Graph:
+    def load(path: str, arch: str | None = None, **options: Any) -> Graph:
         raise error
 
     monkeypatch.setattr(importers, "load", load)
@@ -305,7 +305,7 @@ def test_arch_is_not_for_an_architecture(capsys: pytest.CaptureFixture[str]) -> 
 def test_errors_in_the_words_of_the_command(
     error: Exception, shown: str, model_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load(path: str, arch: str | None = None) -> Graph:
+    def load(path: str, arch: str | None = None, **options: Any) -> Graph:
         raise error
 
     monkeypatch.setattr(importers, "load", load)
@@ -314,7 +314,7 @@ def test_errors_in_the_words_of_the_command(
 
 
 def test_mistakes_of_the_program_are_not_hidden(model_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: None)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: None)
     with pytest.raises((AttributeError, TypeError)):
         main(["info", model_file])
 

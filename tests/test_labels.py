@@ -108,7 +108,7 @@ def test_other_counts_are_never_shifted(make_graph: Callable[..., Graph]) -> Non
 def file_of_1001_classes(tmp_path: Path, make_graph: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model file, in a folder of its own, for which the importers give a network without labels."""
     graph = make_graph(classes=1001)
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, **_: graph)
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "net.tflite").touch()
@@ -141,7 +141,7 @@ def test_labels_are_found_beside_the_model(file_of_1001_classes: Path) -> None:
 
 def test_a_real_file_knows_a_hen(test_data: Path) -> None:
     """T16: the label file beside the model has 1001 names, and the argmax has the right one."""
-    model = Model.load(test_data / "models" / "mobilenet_v2_1.0_224_quant.tflite")
+    model = Model.load(test_data / "models" / "mobilenet_v2_1.0_224_quant.tflite", precision="fp32")
     picture = test_data / "imagenet_samples" / "n01514859_hen.JPEG"
     assert (model.classes, model.labels[0] if model.labels else None) == (1001, "background")
     best = model.classify(picture, top=1)[0]

@@ -272,21 +272,29 @@ def test_equal_scores_are_in_the_order_of_the_classes(make_graph: Callable[..., 
 # --- loading ----------------------------------------------------------------------------------------------
 
 
+def test_int8_needs_a_quantised_file(model_file: str) -> None:
+    with pytest.raises(ModelError, match="quantize"):
+        Model.load(model_file, precision="int8")
+
+
 def test_load_passes_its_options_on(model_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.load(model_file, precision="fp32", threads=3, preprocess=Preprocess(channels="bgr"))
     assert (model.name, model.threads, model.preprocess.channels) == ("small", 3, "bgr")
     seen = []
     load = importers.load
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: (seen.append((path, arch)), load(path))[1])
+    monkeypatch.setattr(importers, "load", lambda path, **options: (seen.append((path, options)), load(path))[1])
     Model.load(Path(model_file), arch="mobilenet_v1")
-    assert seen == [(model_file, "mobilenet_v1")]
+    Model.load(Path(model_file), precision="fp32")
+    assert seen == [
+        (model_file, {"arch": "mobilenet_v1", "quantized": True}),
+        (model_file, {"arch": None, "quantized": False}),
+    ]
 
 
 @pytest.mark.parametrize(
     "options, error, message",
     [
         ({"precision": "fp16"}, ModelError, "fp32"),
-        ({"precision": "int8"}, ModelError, "fp32"),
         ({"precision": "double"}, ValueError, "fp32, fp16, int8"),
         ({"precision": np.array(["fp32", "int8"])}, TypeError, "precision must be a string or None, not ndarray"),
         ({"threads": 0}, ValueError, "threads must be 1 to [0-9]+, not 0"),

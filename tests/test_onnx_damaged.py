@@ -82,8 +82,8 @@ def test_versions_of_the_container() -> None:
         (lambda w: w.nodes.append(b"\x08\x01"), "a node: field 1 is a number and should be bytes"),
         (lambda w: w.nodes.append(field(1, "n" * 1001)), "a node: field 1 has a text of 1001 bytes"),
         (lambda w: w.nodes.append(fields(4, ["Relu", "Relu"])), "a node: field 4 occurs more than 1 times"),
-        (lambda w: w.nodes.append(b"\x48\x01" * 400_001), "the file has too many fields for a network"),
-        (lambda w: w.nodes.extend([b""] * 20_001), "the graph: field 1 occurs more than 20000 times"),
+        (lambda w: w.nodes.append(b"\x48\x01" * 250_001), "the file has too many fields for a network"),
+        (lambda w: w.nodes.extend([b""] * 10_001), "the graph: field 1 occurs more than 10000 times"),
         (lambda w: w.initializers.extend([b""] * 20_001), "the graph: field 5 occurs more than 20000 times"),
     ],
 )

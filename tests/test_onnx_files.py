@@ -53,7 +53,7 @@ def test_the_extension_decides_what_the_content_does_not(tmp_path: Path) -> None
         with pytest.raises(ModelError, match=r"net\.onnx: the (model|file)"):
             importers.load(tmp_path / "net.onnx")
         (tmp_path / "net").write_bytes(data)
-        with pytest.raises(ModelError, match=r"not a model file of a known kind.*supported: \.onnx, "):
+        with pytest.raises(ModelError, match=r"not a model file of a known kind.*supported: .*\.onnx, "):
             importers.load(tmp_path / "net")
 
 

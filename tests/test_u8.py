@@ -199,6 +199,19 @@ def test_sums_that_could_leave_32_bits_are_refused() -> None:
         Engine(finish(b, y))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_lookup(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 256, 256).astype(np.uint8)
+    b = GraphBuilder()
+    x = conv(b, b.add("input", quant=INPUT), 3, 20, 3)
+    y = b.add("lookup", x, params={"table": table}, quant=Quant(1 / 30, 9))
+    for w in (1, 3, 8, 21):
+        assert_same_bytes(finish(b, y), picture(5, w), isa, threads=2)
+    engine = Engine(finish(b, y), isa)
+    assert np.array_equal(engine.graph()[y].params["table"], table)
+
+
 def test_weights_come_back() -> None:
     b = GraphBuilder()
     y = conv(b, b.add("input", quant=INPUT), 3, 17, 3, 2)

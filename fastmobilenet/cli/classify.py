@@ -6,23 +6,20 @@ import argparse
 import json
 import math
 import os
-import stat
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Progress, add_arch_option, check_trained, positive, printable, reason, report
+from ..folders import SUFFIXES, pictures
+from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, reason, report
 
 if TYPE_CHECKING:
     from ..model import Model, Prediction
-
-#: What is taken for a picture in a folder. A file that is named on the command line is tried whatever its name.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 EPILOG = """\
 examples:
   fastmobilenet classify cat.jpg --model mobilenet_v2_1.0_224_quant.tflite
   fastmobilenet classify holiday/ --model mobilenet_v2.onnx --top 1
+  fastmobilenet classify archive/ --model mobilenet_v2.fmn --top 1 --out results.csv --workers 8
   fastmobilenet classify *.jpg --model weights.safetensors --arch mobilenet_v2 --labels names.txt --json
 
 output:
@@ -30,6 +27,9 @@ output:
   the picture's path goes before them. --json prints one object a line instead:
     {"image": PATH, "predictions": [{"label": NAME, "index": CLASS, "score": PROBABILITY}, ...]}
     {"image": PATH, "error": REASON}
+  --out writes a row a picture to a file instead: .csv, .jsonl (the objects of --json), or .parquet (a folder of parts;
+  needs pyarrow). Started again with the same file, the command goes on where it was stopped: pictures that have a row
+  are left out. They are the same pictures if they are named in the same way.
   A picture that cannot be read is reported on standard error, the others are classified all the same, and the exit
   status is 1.
 
@@ -54,6 +54,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes a picture (default: 5)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads (default: the cores it may use)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
+    parser.add_argument("--out", metavar="FILE", help="write a row a picture to this .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="with --out: pictures at the same time, one thread each (default: as many as threads)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -61,10 +68,16 @@ def run(args: argparse.Namespace) -> int:
     from ..model import Model
 
     check_trained(args.model, "classify")
+    if args.out is not None and args.json:
+        raise CommandError("--json prints, and --out writes to a file: use one of them (--out FILE.jsonl)")
+    if args.workers is not None and args.out is None:
+        raise CommandError("--workers is for --out; --threads says how many threads a picture takes")
     model = Model.load(args.model, arch=args.arch, labels=args.labels, threads=args.threads)
     paths, problems = collect(args.images)
     for problem in problems:
         report(problem)
+    if args.out is not None:
+        return 1 if _write_rows(model, paths, args) + len(problems) else 0
     headings = len(args.images) > 1 or os.path.isdir(args.images[0])
     # On a terminal that shows the results, these are the progress.
     progress = Progress(len(paths) > 1 and not sys.stdout.isatty())
@@ -88,6 +101,42 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _write_rows(model: Model, paths: list[str], args: argparse.Namespace) -> int:
+    """Writes the rows that --out lacks; returns how many pictures failed now."""
+    from .results import open_results
+
+    if model.classes is None:
+        raise CommandError(f"{model.name} is no classifier: it has no classes to write")
+    results = open_results(args.out, args.top)
+    failed = 0
+    progress = Progress()
+    try:
+        left = [path for path in dict.fromkeys(paths) if not results.has(path)]
+        if len(left) < len(paths):
+            report(f"{args.out}: has {len(paths) - len(left)} of {len(paths)} pictures already")
+        rows = model.map(left, workers=args.workers, outputs=["probabilities"])
+        for row in rows:
+            if row.error is None:
+                results.add(row.source, model._best(row.output["probabilities"], args.top))  # type: ignore[call-overload, index]
+            else:
+                failed += 1
+                why = _why(row.error, row.source)
+                progress.clear()
+                report(f"{row.source or repr(row.source)}: {why}")
+                results.add(row.source, why)
+            progress.show(f"{row.index + 1} of {len(left)}: {os.path.basename(row.source)}")
+    finally:
+        progress.clear()
+        results.close()
+    if failed and len(paths) > 1:
+        report(f"{failed} of {len(paths)} failed")
+    return failed
+
+
+def _why(error: Exception, path: str) -> str:
+    return "not enough memory for this picture" if isinstance(error, MemoryError) else reason(error, path)
+
+
 def collect(images: list[str]) -> tuple[list[str], list[str]]:
     """The pictures that the arguments stand for, in their order and sorted in each folder; and what is wrong with
     folders. Links to folders are not followed, names that begin with a dot are left out, and so are pipes, sockets
@@ -99,7 +148,7 @@ def collect(images: list[str]) -> tuple[list[str], list[str]]:
             paths.append(image)
             continue
         closed: list[OSError] = []
-        found = list(_walk(image, closed))
+        found = list(pictures(image, closed))
         paths.extend(found)
         problems.extend(map(reason, closed))
         if not found and not closed:
@@ -107,32 +156,12 @@ def collect(images: list[str]) -> tuple[list[str], list[str]]:
     return paths, problems
 
 
-def _walk(folder: str, closed: list[OSError]) -> Iterator[str]:
-    """``closed`` gets the errors of folders that cannot be read."""
-    for root, folders, files in os.walk(folder, onerror=closed.append):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(root, name)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not _is_special(path):
-                yield path
-
-
-def _is_special(path: str) -> bool:
-    """Whether it is something other than a file. A link that leads nowhere is a file that is missing."""
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
 def classify(model: Model, path: str, top: int) -> list[Prediction] | str:
     """The predictions for one picture, or in one line why there are none."""
     try:
         return model.classify(path, top)
-    except MemoryError:
-        return "not enough memory for this picture"
-    except (OSError, ValueError, TypeError) as error:
-        return reason(error, path)
+    except (OSError, ValueError, TypeError, MemoryError) as error:
+        return _why(error, path)
 
 
 def lines(heading: str | None, predictions: list[Prediction]) -> list[str]:

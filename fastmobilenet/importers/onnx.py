@@ -1,15 +1,18 @@
 """ONNX files -> Graph: float networks as PyTorch, tf2onnx and others export them.
 
-Start reading here. protobuf.py reads the wire format, onnx_schema.py and onnx_tensors.py the container,
-onnx_external.py weights in other files; onnx_fold.py computes what is constant; onnx_ops.py and onnx_layers.py turn one
-operator into one node, onnx_values.py keeps track of axes, and onnx_simplify.py joins what exporters took apart. No
-other library is needed.
+Start reading here. protobuf.py reads the wire format; onnx_schema.py, onnx_operator.py, onnx_functions.py and
+onnx_tensors.py the container, onnx_external.py weights in other files; onnx_fold.py computes what is constant;
+onnx_ops.py and onnx_layers.py turn one operator into one node, and onnx_views.py those that compute nothing into none;
+onnx_values.py keeps track of axes and channels, and onnx_simplify.py joins what exporters took apart. No other library
+is needed.
 
 **Layout.** An ONNX network computes on (n, c, h, w), and so do arrays given to the Graph, unless all that is done to
 the input is to transpose it from (n, h, w, c) first, as in networks converted from TensorFlow.
 
 **Size.** A network of a fixed size runs at others too: a Reshape that flattens a 1x1 map does so at any size, an
-AveragePool over all of a map is a global one, explicit pads stay as many pixels, and auto_pad SAME_UPPER stays "same".
+AveragePool over all of a map is a global one, and one of single pixels before a dense layer gives a map of the same
+size always. auto_pad SAME_UPPER stays "same". Explicit pads stay as many pixels: where an exporter wrote them for one
+size of the picture (a ceil_mode before opset 10, or TensorFlow's padding in PyTorch), the file is right for that alone.
 
 **Preprocessing.** An ONNX file does not say what it was trained with. The Graph of a network for colour pictures gets
 what is usual: the ImageNet statistics of torchvision, or for a network in (n, h, w, c) TensorFlow's x / 127.5 - 1. If
@@ -25,17 +28,18 @@ import numpy as np
 from ..errors import ModelError
 from ..graph import Graph, Node, Shape, infer_shapes
 from ..preprocess import IMAGENET, TENSORFLOW, Preprocess
+from ._gates import is_affine
 from ._limits import DEFAULT_SIZE
 from ._text import quote
+from .onnx_operator import Operator
 from .onnx_ops import translate
-from .onnx_schema import Input, OnnxFile, Operator
-from .onnx_simplify import is_affine, simplify
+from .onnx_schema import Input, OnnxFile
+from .onnx_simplify import simplify
 from .onnx_tensors import FLOATS, dtype_name
 from .onnx_translation import Translation
-from .onnx_values import Value
 
 #: Operators that may come between the input and the Transpose that makes it (n, c, h, w).
-_ELEMENTWISE = frozenset({"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub"})
+_ELEMENTWISE = frozenset({"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Pad", "Sub"})
 
 _RAW_255 = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _RAW_1 = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -151,17 +155,18 @@ def _channels(file: OnnxFile, operators: list[Operator]) -> int:
 
 def _output(translation: Translation, name: str, layout: str) -> str:
     """The node that makes the network's output."""
-    value = translation.values.get(name)
-    if not isinstance(value, Value) or value.pending:
+    value = translation.output(name)
+    if value is None:
         raise ModelError(f"the output {quote(name)} must be a layer's, not a constant, a Pad or half of a mean")
-    if value.node == translation.nodes[next(iter(translation.nodes))].name:
+    node = value.nodes[0][0]
+    if node == next(iter(translation.nodes)):
         raise ModelError(f"the output {quote(name)} is the input")
-    if value.size("hw") > 1 and not value.fits(layout):
+    if value.sizes[1:3] != (1, 1) and not value.fits(layout):
         raise ModelError(
             f"the output {quote(name)} is a map of {list(value.shape)} that is not in the layout of the input, "
             f"{layout.upper()}, which is what is supported"
         )
-    return value.node
+    return node
 
 
 def _preprocess(nodes: list[Node], sizes: Shape, layout: str) -> Preprocess:
@@ -169,6 +174,8 @@ def _preprocess(nodes: list[Node], sizes: Shape, layout: str) -> Preprocess:
     if sizes[3] != 3:
         return Preprocess()
     readers = [node for node in nodes if nodes[0].name in node.inputs]
+    if len(readers) == 1 and readers[0].op == "gather_channels":  # RGB to BGR
+        readers = [node for node in nodes if readers[0].name in node.inputs]
     if len(readers) == 1 and is_affine(readers[0]):
         scale = float(np.abs(readers[0].params["gamma"]).max())
         return _RAW_255 if scale < _MAX_SCALE_255 else _RAW_1

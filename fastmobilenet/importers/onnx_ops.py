@@ -1,8 +1,8 @@
 """One ONNX operator -> one node of the Graph, or none.
 
-Every function takes the operator and the Translation, which knows what was translated before. Operators that change
-no value (Transpose, Flatten, Cast, Dropout) make no node: their output is another view of their input, a Value with
-other axes. Layers are in onnx_layers.py; operators on constants are computed in onnx_fold.py.
+Every function takes the operator and the Translation, which knows what was translated before. Here are the operators
+on one value at a time, and the list of all. Layers are in onnx_layers.py, operators that compute nothing in
+onnx_views.py; operators on constants are computed in onnx_fold.py.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ModelError
-from ..graph import Activation
+from ..graph import SIGMOID, SWISH, Activation
 from . import onnx_layers as layers
+from . import onnx_views as views
+from ._gates import affine
 from ._text import quote
-from .onnx_fold import can_fold, flat_shape, fold, integers, shape_slice, squeezed_axes, target_shape, unsqueezed_axes
-from .onnx_schema import Operator
-from .onnx_tensors import FLOATS, dtype_name
-from .onnx_translation import Translation
-from .onnx_values import Constant, Value, axes_named
+from .onnx_fold import can_fold, fold
+from .onnx_operator import DOMAINS, Operator
+from .onnx_translation import Tensor, Translation
+from .onnx_values import Constant, Value
 
 #: Where exporters write "no bound" in a Clip.
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
-_DOMAINS = ("", "ai.onnx")
-
 
 def translate(t: Translation, operator: Operator) -> None:
     """Adds what the operator computes to the Translation."""
-    output = operator.outputs[0] if operator.outputs else ""
-    if not output or output in t.values or t.file.is_initializer(output):
-        operator.fail(f"its output {quote(output)} has no name of its own")
-    if operator.domain not in _DOMAINS:
+    outputs = [name for name in operator.outputs if name]
+    if not outputs or any(t.knows(name) for name in outputs):
+        operator.fail(f"its output {quote(outputs[0] if outputs else '')} has no name of its own")
+    if operator.domain not in DOMAINS:
         raise _unsupported(operator)
+    t.file.allowance.step(len(operator.inputs))
     inputs = [t.tensor(operator, k) for k in range(len(operator.inputs))]
-    constants = [v for v in inputs if not isinstance(v, Value)]
+    constants = [v for v in inputs if v is None or isinstance(v, Constant)]
     if len(constants) == len(inputs) and can_fold(operator):
-        t.values[output] = fold(t.file, operator, constants)
+        t.define(operator, fold(t.file, operator, constants))
     elif operator.kind in _TRANSLATE:
-        t.values[output] = _TRANSLATE[operator.kind](t, operator)
+        result = _TRANSLATE[operator.kind](t, operator)
+        t.define(operator, result if isinstance(result, list) else [result])
     else:
         raise _unsupported(operator)
 
 
 def _unsupported(operator: Operator) -> ModelError:
-    if operator.domain not in _DOMAINS:
-        advice = "only ONNX's own operators are: export without optimisations, or inline the functions of the model"
+    if operator.domain not in DOMAINS:
+        advice = "only ONNX's own operators are, and functions of the file made of them: export without optimisations"
     elif can_fold(operator):
         advice = f"it is on constants, not on what depends on the picture; supported are {', '.join(_TRANSLATE)}"
     else:
@@ -58,42 +59,63 @@ def _unsupported(operator: Operator) -> ModelError:
     return ModelError(f"{operator} is not supported; {advice}")
 
 
-# --- arithmetic on every value --------------------------------------------------------------------------
+# --- two values -----------------------------------------------------------------------------------------
+
+
+def _is_constant(t: Translation, operator: Operator) -> list[bool]:
+    return [isinstance(t.tensor(operator, k), Constant) for k in range(len(operator.inputs))]
 
 
 def _add(t: Translation, operator: Operator) -> Value:
-    operands = [t.tensor(operator, k) for k in range(len(operator.inputs))]
-    if len(operands) == 2 and any(isinstance(v, Constant) for v in operands):
+    constant = _is_constant(t, operator)
+    if len(constant) == 2 and any(constant):
         return _affine(t, operator, lambda v: (1.0, v))
-    total = t.value(operator)
-    for k in range(1, len(operands)):
-        other = t.value(operator, k)
-        if other.shape != total.shape or _letters(other) != _letters(total):
-            shapes = f"{list(total.shape)} and {list(other.shape)}"
-            operator.fail(f"cannot add {shapes}; supported are two maps of one shape, or a constant for each channel")
-        name = operator.outputs[0] + (f"/{k}" if k < len(operands) - 1 else "")
-        total = t.emit(operator, "add", total, other, name=name)
+    total = t.view(operator, pending=("expand",))
+    for k in range(1, len(constant)):
+        name = operator.outputs[0] + (f"/{k}" if k < len(constant) - 1 else "")
+        total = _of_two(t, operator, "add", total, t.view(operator, k, pending=("expand",)), name)
     return total
 
 
-def _letters(x: Value) -> list[str]:
-    return [x.letters(i) for i in range(len(x.axes))]
-
-
 def _subtract(t: Translation, operator: Operator) -> Value:
-    if isinstance(t.tensor(operator, 0), Constant):
+    if _is_constant(t, operator)[:1] == [True]:
         return _affine(t, operator, lambda v: (-1.0, v))
     return _affine(t, operator, lambda v: (1.0, -v))
 
 
 def _multiply(t: Translation, operator: Operator) -> Value:
-    return _affine(t, operator, lambda v: (v, 0.0))
+    if any(_is_constant(t, operator)) or len(operator.inputs) != 2:
+        return _affine(t, operator, lambda v: (v, 0.0))
+    a, b = (t.view(operator, k, pending=("expand",)) for k in (0, 1))
+    return _of_two(t, operator, "mul", a, b, operator.outputs[0])
 
 
 def _divide(t: Translation, operator: Operator) -> Value:
-    if isinstance(t.tensor(operator, 0), Constant):
+    if _is_constant(t, operator)[:1] == [True]:
         operator.fail("supported is to divide by a constant")
     return _affine(t, operator, lambda v: (1.0 / v, 0.0))
+
+
+def _of_two(t: Translation, operator: Operator, op: str, a: Value, b: Value, name: str) -> Value:
+    """Two maps of one shape, or a map and a vector of its channels, in any order."""
+    if a.axes == b.axes and a.sizes == b.sizes and a.pixel == b.pixel and a.simple and b.simple:
+        return t.emit(operator, op, a, b, name=name)
+    expanded = [v.pending.stretched for v in (a, b) if v.pending is not None]
+    shapes = [list(v.shape) for v in (a, b)]
+    rank = max(len(a.axes), len(b.axes))
+    a, b = (t.whole(replace(v, pending=None).with_axes(range(rank - len(v.axes)))) for v in (a, b))
+    if a.sizes[1:3] == (1, 1) and (b.sizes[1:3] != (1, 1) or (a.pixel and not b.pixel)):
+        a, b = b, a
+    fits = all(
+        (small == large and letters == others) or small == 1
+        for small, large, letters, others in zip(b.shape, a.shape, b.letters(), a.letters(), strict=True)
+    )
+    if not fits or b.sizes not in (a.sizes, (a.sizes[0], 1, 1, a.sizes[3])) or not set(expanded) <= {a.sizes[1:3]}:
+        operator.fail(
+            f"cannot {op} {shapes[0]} and {shapes[1]}; supported are two maps of one shape, a map and a number for "
+            "each channel, or a constant for each channel"
+        )
+    return t.emit(operator, op, a, b, name=name)
 
 
 #: The constant, float64 -> (scale, shift)
@@ -106,20 +128,21 @@ def _affine(t: Translation, operator: Operator, terms: _Affine) -> Value:
         operator.fail(f"it has {len(operator.inputs)} inputs, not 2")
     k = 1 if isinstance(t.tensor(operator, 0), Constant) else 0
     x, array = t.value(operator, k), t.weight(operator, 1 - k)
-    channels = x.sizes[3]
-    for axis, length in enumerate(array.shape, len(x.axes) - array.ndim):
-        if axis < 0 or (length != 1 and (x.letters(axis) != "c" or length != channels)):
+    channels, letters = x.sizes[3], x.letters()
+    for axis, length in enumerate(array.shape, len(letters) - array.ndim):
+        if axis < 0 or (length != 1 and (letters[axis] != "c" or length != channels)):
             shapes = f"{list(array.shape)} and a tensor of {list(x.shape)}"
             operator.fail(f"its constant {shapes} do not fit; supported is one number, or one for each channel")
     t.file.allowance.take(4 * channels)
     with np.errstate(all="ignore"):
-        pair = terms(array.reshape(-1).astype(np.float64))
-        scale, shift = (np.array(np.broadcast_to(v, channels), np.float32) for v in pair)
-    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        scale, shift = terms(array.reshape(-1).astype(np.float64))
+        params = affine(scale, shift, channels)
+    if not all(np.isfinite(v).all() for v in params.values()):
         operator.fail("it multiplies by what is infinite or not a number")
-    zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    params = {"gamma": scale, "beta": shift, "mean": zeros, "variance": ones}
     return t.emit(operator, "batch_norm", x, params=params, epsilon=0.0)
+
+
+# --- one value ------------------------------------------------------------------------------------------
 
 
 def _batch_norm(t: Translation, operator: Operator) -> Value:
@@ -128,11 +151,15 @@ def _batch_norm(t: Translation, operator: Operator) -> Value:
         operator.fail(f"its input {list(x.shape)} must have the channels as its axis 1")
     if operator.integer("training_mode"):
         operator.fail("it is in training mode; export the network in evaluation mode")
-    if t.file.opset < 9 and not operator.integer("spatial", 1):
+    if operator.opset < 9 and not operator.integer("spatial", 1):
         operator.fail("spatial 0 is not supported")
     keys = ("gamma", "beta", "mean", "variance")
     params = {key: t.weight(operator, k, rank=1) for k, key in enumerate(keys, 1)}
     return t.emit(operator, "batch_norm", x, params=params, epsilon=operator.number("epsilon", 1e-5))
+
+
+def _activate(t: Translation, operator: Operator, activation: Activation) -> Value:
+    return t.emit(operator, "activation", t.value(operator), activation=activation)
 
 
 def _clamp(t: Translation, operator: Operator, x: Value, lo: float | None, hi: float | None) -> Value:
@@ -147,7 +174,7 @@ def _clamp(t: Translation, operator: Operator, x: Value, lo: float | None, hi: f
 
 def _clip(t: Translation, operator: Operator) -> Value:
     x = t.value(operator)
-    if t.file.opset < 11:
+    if operator.opset < 11:
         return _clamp(t, operator, x, operator.number("min", -_FLOAT_MAX), operator.number("max", _FLOAT_MAX))
     return _clamp(t, operator, x, t.scalar(operator, 1), t.scalar(operator, 2))
 
@@ -161,121 +188,74 @@ def _bound(t: Translation, operator: Operator) -> Value:
     return _clamp(t, operator, x, *((None, number) if operator.kind == "Min" else (number, None)))
 
 
+def _hard_sigmoid(t: Translation, operator: Operator) -> Value:
+    alpha, beta = operator.number("alpha", 0.2), operator.number("beta", 0.5)
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        operator.fail(f"alpha and beta must be finite, not {alpha:g} and {beta:g}")
+    return _activate(t, operator, Activation("hard_sigmoid", alpha=alpha, beta=beta))
+
+
+def _swish(t: Translation, operator: Operator) -> Value:
+    if operator.number("alpha", 1.0) != 1.0:
+        operator.fail(f"alpha {operator.number('alpha'):g} is not supported; 1 is")
+    return _activate(t, operator, SWISH)
+
+
 def _softmax(t: Translation, operator: Operator) -> Value:
     x = t.value(operator)
-    rank = len(x.axes)
-    axis = operator.integer("axis", 1 if t.file.opset < 13 else -1)
+    letters, rank = x.letters(), len(x.axes)
+    axis = operator.integer("axis", 1 if operator.opset < 13 else -1)
     if not -rank <= axis < rank:
         operator.fail(f"axis {axis} is no axis of a tensor of rank {rank}")
     # Up to opset 12 it goes over all axes from this one on.
-    over = range(axis % rank, rank if t.file.opset < 13 else axis % rank + 1)
-    if "".join(x.letters(a) for a in over) != ("c" if x.size("c") > 1 else ""):
+    over = letters[axis % rank :] if operator.opset < 13 else letters[axis % rank : axis % rank + 1]
+    if "".join(over) != ("c" if x.sizes[3] > 1 else "") or "".join(letters).count("c") > 1:
         operator.fail(f"it goes over axis {axis} of {list(x.shape)}; supported are the channels")
     return t.emit(operator, "softmax", x)
 
 
-# --- other views of the same values ---------------------------------------------------------------------
-
-
-def _same(t: Translation, operator: Operator) -> Value:
-    return t.value(operator, pending=True)
-
-
-def _cast(t: Translation, operator: Operator) -> Value:
-    if operator.integer("to") not in FLOATS:
-        operator.fail(f"a cast of maps to {dtype_name(operator.integer('to'))} is not supported; to floats it is")
-    return t.value(operator, pending=True)
-
-
-def _dropout(t: Translation, operator: Operator) -> Value:
-    if t.file.opset >= 12 and t.scalar(operator, 2):
-        operator.fail("it is in training mode; export the network in evaluation mode")
-    return t.value(operator, pending=True)
-
-
-def _transpose(t: Translation, operator: Operator) -> Value:
-    x = t.value(operator, pending=True)
-    order = operator.integers("perm") or list(reversed(range(len(x.axes))))
-    if sorted(order) != list(range(len(x.axes))):
-        operator.fail(f"perm {order} does not fit a tensor of rank {len(x.axes)}")
-    return x.transposed(order)
-
-
-def _reshape(t: Translation, operator: Operator) -> Value:
-    x, shape = t.value(operator), t.tensor(operator, 1)
-    if not isinstance(shape, Constant):
-        operator.fail("its shape must be a constant")
-    # It may depend on the picture's size: what counts is what becomes of the axes.
-    return _reshaped(operator, x, target_shape(operator, integers(operator, 0, [shape.array]) or [], x.shape))
-
-
-def _flatten(t: Translation, operator: Operator) -> Value:
-    x = t.value(operator)
-    return _reshaped(operator, x, flat_shape(operator, x.shape))
-
-
-def _squeeze(t: Translation, operator: Operator) -> Value:
-    x = t.value(operator)
-    axes = squeezed_axes(operator, t.file.opset, _axes_input(t, operator), x.shape)
-    return replace(x, axes=axes_named([a for i, a in enumerate(x.axes) if i not in axes]))
-
-
-def _unsqueeze(t: Translation, operator: Operator) -> Value:
-    x = t.value(operator)
-    axes = list(x.axes)
-    for axis in unsqueezed_axes(operator, t.file.opset, _axes_input(t, operator), len(axes)):
-        axes.insert(axis, "")
-    return replace(x, axes=axes_named(axes))
-
-
-def _axes_input(t: Translation, operator: Operator) -> list[np.ndarray | None]:
-    """The inputs as the functions of onnx_fold.py want them."""
-    axes = t.constant(operator, 1)
-    return [None, None if axes is None else axes.array]
-
-
-def _reshaped(operator: Operator, x: Value, shape: list[int]) -> Value:
-    reshaped = x.reshaped(shape)
-    if reshaped is None:
-        operator.fail(
-            f"it turns {list(x.shape)} into {shape}; supported is to join axes, or to add and remove axes of length 1"
-        )
-    return reshaped
-
-
-def _shape(t: Translation, operator: Operator) -> Constant:
-    dims = shape_slice(operator, t.value(operator, pending=True).shape)
-    return Constant(np.array(dims, np.int64), operator.outputs[0], sized=t.dynamic)
-
-
-_TRANSLATE: dict[str, Callable[[Translation, Operator], Value | Constant]] = {
+_TRANSLATE: dict[str, Callable[[Translation, Operator], Tensor | list[Tensor]]] = {
     "Add": _add,
     "AveragePool": layers.average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": _cast,
+    "Cast": views.cast,
+    "CastLike": views.cast_like,
     "Clip": _clip,
+    "Concat": views.concat,
     "Conv": layers.conv,
     "Div": _divide,
-    "Dropout": _dropout,
-    "Flatten": _flatten,
+    "Dropout": views.dropout,
+    "Expand": views.expand,
+    "Flatten": views.flatten,
+    "Gather": views.gather,
     "Gemm": layers.gemm,
     "GlobalAveragePool": layers.global_average_pool,
-    "Identity": _same,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda t, operator: _activate(t, operator, Activation("hard_swish")),
+    "Identity": views.identity,
+    "LRN": layers.lrn,
     "MatMul": layers.matmul,
     "Max": _bound,
+    "MaxPool": layers.max_pool,
     "Min": _bound,
     "Mul": _multiply,
     "Pad": layers.pad,
     "ReduceMean": layers.reduce_mean,
     "Relu": lambda t, operator: _clamp(t, operator, t.value(operator), 0.0, None),
-    "Reshape": _reshape,
-    "Shape": _shape,
+    "Reshape": views.reshape,
+    "SequenceAt": views.sequence_at,
+    "Shape": views.shape,
+    "Sigmoid": lambda t, operator: _activate(t, operator, SIGMOID),
+    "Slice": views.slice_,
     "Softmax": _softmax,
-    "Squeeze": _squeeze,
+    "Split": views.split,
+    "SplitToSequence": views.split_to_sequence,
+    "Squeeze": views.squeeze,
     "Sub": _subtract,
     "Sum": _add,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
+    "Swish": _swish,
+    "Transpose": views.transpose,
+    "Unsqueeze": views.unsqueeze,
 }
 
 _FLOAT_NETWORK = "only float networks are: export it before it is quantised"
@@ -289,18 +269,14 @@ _ADVICE = {
     "Elu": _NEAREST.format("Relu"),
     "Gelu": _NEAREST.format("Relu"),
     "GlobalMaxPool": _NEAREST.format("GlobalAveragePool"),
-    "HardSigmoid": _NEAREST.format("Clip"),
-    "HardSwish": _NEAREST.format("Clip"),
     "If": _FIXED_INPUT,
     "InstanceNormalization": _NEAREST.format("BatchNormalization"),
     "LeakyRelu": _NEAREST.format("Relu"),
     "LogSoftmax": _NEAREST.format("Softmax"),
     "Loop": _FIXED_INPUT,
-    "MaxPool": _NEAREST.format("AveragePool"),
     "PRelu": _NEAREST.format("Relu"),
     "QLinearConv": _FLOAT_NETWORK,
     "QLinearMatMul": _FLOAT_NETWORK,
     "QuantizeLinear": _FLOAT_NETWORK,
     "ReduceSum": _NEAREST.format("ReduceMean"),
-    "Sigmoid": _NEAREST.format("Softmax, or Clip"),
 }

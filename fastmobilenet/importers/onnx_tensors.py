@@ -17,6 +17,8 @@ _MAX_SINGLE = 10_000
 
 #: What constants may have that are not in the file, such as those of ConstantOfShape: 32 MB of float32.
 FREE_ELEMENTS = 2**23
+#: A step is an input of an operator; a node of the Graph is some more. The largest MobileNet takes 5,000.
+MAX_STEPS = 50_000
 
 _ENTRY = Kind("an entry of external data", {1: 1, 2: 1})
 TENSOR = Kind(
@@ -57,13 +59,15 @@ def dtype_name(number: int) -> str:
 
 
 class Allowance:
-    """How many elements all constants together may still have.
+    """How many elements all constants together may still have, and how many steps the translation may take.
 
-    Tensors may share bytes and constants are computed from constants, so that a small file could unfold to any size.
+    Tensors may share bytes and constants are computed from constants, so that a small file could unfold to any size;
+    and an operator may have any number of inputs.
     """
 
     def __init__(self) -> None:
         self.left = FREE_ELEMENTS
+        self._steps = MAX_STEPS
 
     def grow(self, size: int) -> None:
         """``size`` further bytes were read from files. Weights are read, converted and laid out anew: a few times."""
@@ -73,6 +77,11 @@ class Allowance:
         self.left -= count
         if self.left < 0:
             raise ModelError("the constants add up to far more than the file holds; it is damaged")
+
+    def step(self, count: int) -> None:
+        self._steps -= count
+        if self._steps < 0:
+            raise ModelError("its operators have far more inputs than those of a network; it is damaged")
 
 
 def dims_of(tensor: Message) -> tuple[int, ...]:

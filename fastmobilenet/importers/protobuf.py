@@ -25,7 +25,7 @@ _WIRE = {VARINT: "a number", FIXED64: "8 bytes", BYTES: "bytes", FIXED32: "4 byt
 _MAX_FIELD_NUMBER = 2**29 - 1
 
 #: Fields that one file may have. A network of 500 layers has some 20,000.
-MAX_FIELDS = 400_000
+MAX_FIELDS = 250_000
 #: Longer names are refused: they identify tensors, so they cannot be cut.
 MAX_TEXT = 1000
 

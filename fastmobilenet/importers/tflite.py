@@ -4,8 +4,8 @@ Start reading here. tflite_schema.py reads the container, tflite_layers.py and t
 nodes, tflite_quantized.py makes them compute on bytes, tflite_metadata.py says how pixels become inputs and what the
 classes are called.
 
-**Quantised files, dequantised.** Weights become ``scale * (q - zero point)`` and biases ``input scale * weight scale * q``,
-computed in float64 and rounded once to float32. Activations are no longer rounded, QUANTIZE and DEQUANTIZE
+**Quantised files, dequantised.** Weights become ``scale * (q - zero point)``, biases ``input scale * weight scale *
+q``, computed in float64 and rounded once to float32. Activations are no longer rounded, QUANTIZE and DEQUANTIZE
 are identities. Where the range of a quantised tensor stands for an activation, it becomes one
 (:func:`tflite_translation.range_activation`).
 

@@ -26,7 +26,7 @@ from ..graph import Activation, Node, Shape
 from ..quantization import Quant
 from . import tflite_tables
 from .tflite_schema import Operator, Tensor, TfliteFile
-from .tflite_translation import NO_PAD, Translation, Value, named_activation, shape4
+from .tflite_translation import Translation, Value, named_activation, shape4
 
 _BYTES = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, 256)
 
@@ -67,9 +67,11 @@ class QuantizedTranslation(Translation):
         """An operator that makes no node gives the same bytes another meaning, or makes floats of them or bytes of
         floats."""
         tensor = self.file.tensor(operator.outputs[output])
-        before, after = self._quants.get(value.node), quant_of(tensor)
-        if before != after:
+        after = quant_of(tensor)
+        if self._quants.get(value.node) != after:
             value = self.plain(value)
+        before = self._quants.get(value.node)
+        if before != after:
             shape = self.declared[value.node]
             if after is None:
                 node = self._float(value.node)
@@ -81,6 +83,7 @@ class QuantizedTranslation(Translation):
                     same_type = self.file.tensor(self.index(operator, 0)).dtype == tensor.dtype
                     table = tflite_tables.rescale(before, after, same_type)
                 node = self._lookup(tensor, shape, value.node, table)
+            self._note_scaled(value.node, node)
             value = replace(value, node=node)
         super().define(operator, output, value)
 
@@ -107,7 +110,8 @@ class QuantizedTranslation(Translation):
             return None
         source, target = (self.file.tensor(i) for i in (self.index(operator, 0), operator.outputs[0]))
         weight = self.file.tensor(index)
-        if quant_of(source) is None or quant_of(target) is None or not _is_stored(weight, target):
+        axis = 3 if operator.kind == "DEPTHWISE_CONV_2D" else 0
+        if quant_of(source) is None or quant_of(target) is None or not _is_stored(weight, axis):
             return None
         if _has_bias(operator) and self.file.tensor(operator.inputs[2]).dtype != np.int32:
             return None
@@ -146,22 +150,33 @@ class QuantizedTranslation(Translation):
         return super().emit(operator, op, *inputs, activation=activation, params=params, output=output, **attrs)
 
     def affine(self, operator: Operator, x: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
-        """One number that is added to bytes or that multiplies them, by the rule for two tensors."""
+        """One number that is added to bytes, taken off them or multiplies them, by the rule for two tensors."""
         tensor = self.file.tensor(operator.outputs[0])
         quant = quant_of(tensor)
         k = next(k for k in (0, 1) if self.constant_index(self.index(operator, k)) is not None)
         number = self.file.tensor(operator.inputs[k])
         meaning = quant_of(number)
-        one = int(np.prod(number.shape)) == 1 and operator.kind in ("ADD", "MUL")
+        one = int(np.prod(number.shape)) == 1 and operator.kind in ("ADD", "SUB", "MUL")
         if quant is None or meaning is None or not one or x.node not in self._quants:
             return super().affine(operator, x, scale, shift)
         code = int(self.file.codes(number.index).reshape(-1)[0]) - int(np.iinfo(number.dtype).min)
-        node = Node(tensor.name, operator.kind.lower(), (), {"quant": quant})
+        node = Node(tensor.name, "mul" if operator.kind == "MUL" else "add", (), {"quant": quant})
         quants, sources = [self._quants[x.node], meaning], [_BYTES, np.full_like(_BYTES, code)]
         if k == 0:
             quants, sources = quants[::-1], sources[::-1]
-        table = reference_u8.EXECUTE[node.op](node, quants, *sources).reshape(256)
-        return Value(self._lookup(tensor, shape4(tensor), x.node, table))
+        if operator.kind == "SUB":  # a + -b, where the byte 255 - b stands for -b
+            quants[1], sources[1] = replace(quants[1], zero=255 - quants[1].zero), 255 - sources[1]
+        with np.errstate(all="ignore"):  # a damaged file may have any scales
+            table = reference_u8.EXECUTE[node.op](node, quants, *sources).reshape(256)
+        y = self._lookup(tensor, shape4(tensor), x.node, table)
+        self.raw = self._note_scaled(x.node, y) or self.raw
+        return Value(y)
+
+    def _note_scaled(self, x: str, y: str) -> bool:
+        """Whether the node ``x`` only scales the input; then ``y``, of which it is the source, does too."""
+        if x in self._scaled:
+            self._scaled.add(y)
+        return x in self._scaled
 
     def _append(
         self,
@@ -223,7 +238,8 @@ class QuantizedTranslation(Translation):
             return None
         node = Node("", op, (), attrs | {"quant": quant})
         sources = [table.reshape(_BYTES.shape) for _, table in known]
-        table = reference_u8.EXECUTE[op](node, [self._quants[name] for name in inputs], *sources)
+        with np.errstate(all="ignore"):
+            table = reference_u8.EXECUTE[op](node, [self._quants[name] for name in inputs], *sources)
         return base, table.reshape(256)
 
     def _lookup(self, tensor: Tensor, shape: Shape, x: str, table: np.ndarray) -> str:
@@ -266,12 +282,10 @@ def _has_bias(operator: Operator) -> bool:
     return len(operator.inputs) > 2 and operator.inputs[2] >= 0
 
 
-def _is_stored(weight: Tensor, target: Tensor) -> bool:
-    """Whether weights for the output ``target`` are bytes with one zero point, and one scale or one a channel."""
+def _is_stored(weight: Tensor, axis: int) -> bool:
+    """Whether weights are bytes with one zero point, and one scale or one for each output channel (along ``axis``)."""
     q = weight.quantization
-    if q is None or weight.dtype.itemsize != 1 or not weight.shape:
-        return False
-    if q.scale.size > 1 and weight.shape[q.axis] != target.shape[-1]:
+    if q is None or weight.dtype.itemsize != 1 or (q.scale.size > 1 and q.axis != axis):
         return False
     zero = q.zero_point + (128 if weight.dtype == np.int8 else 0)
     return bool((zero == zero[0]).all()) and 0 <= zero[0] <= 255 and float(q.scale.max()) < 1e30

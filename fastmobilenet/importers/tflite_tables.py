@@ -1,7 +1,7 @@
 """Ops of one byte as tables of 256, by the rules of LiteRT as it comes: changes of scale, ReLU and hard swish.
 
-They are fixed-point arithmetic, with more than one rounding each. All of them are exact here: every table equals
-LiteRT's kernel byte for byte (tests/test_tflite_tables.py). A sigmoid needs none of this: LiteRT rounds the real number.
+They are fixed-point arithmetic, with more than one rounding each; a table equals LiteRT's kernel byte for byte
+(tests/test_tflite_tables.py). A sigmoid needs none: LiteRT rounds the real number.
 """
 
 from __future__ import annotations
@@ -96,10 +96,12 @@ def _fixed16(ratio: float) -> tuple[int, int]:
 
 def _high_product(a: np.ndarray, b: int, bits: int) -> np.ndarray:
     """a * b / 2^bits to the nearest, halves up."""
-    return a * b + (1 << (bits - 1)) >> bits
+    product: np.ndarray = a * b + (1 << (bits - 1)) >> bits
+    return product
 
 
 def _shift(values: np.ndarray, bits: int) -> np.ndarray:
     """values / 2^bits to the nearest, halves away from zero."""
     bits = min(bits, 62)
-    return np.sign(values) * ((np.abs(values) + (1 << bits >> 1)) >> bits)
+    shifted: np.ndarray = np.sign(values) * ((np.abs(values) + (1 << bits >> 1)) >> bits)
+    return shifted
