@@ -8,7 +8,6 @@ loaded one too, pickle ``Model.from_graph(model.graph)``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,6 +103,8 @@ def _from_bytes(kind: type[Model], data: bytes, threads: int | None, parameters:
 
 
 def _sha256(path: str) -> str:
+    import hashlib  # loads OpenSSL: 10 ms that few programs need to spend
+
     total = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):

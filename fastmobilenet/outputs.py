@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +46,8 @@ class Selection:
         below = [layer for layer in layers if layer.startswith(f"{name}/")]
         if below:
             return self._real(below[-1])
+        import difflib  # for the message only
+
         close = difflib.get_close_matches(name, layers, n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(
