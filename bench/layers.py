@@ -16,7 +16,7 @@ from bench.networks import one_node
 from fastmobilenet.graph import Graph, Node, Shape, count_macs, infer_shapes, is_depthwise, kernel_size, resolve_padding
 
 #: Ops that cost time; what is folded or only renames a tensor is not among them.
-OPS = ("conv2d", "dense", "add", "global_avg_pool", "avg_pool2d")
+OPS = ("conv2d", "dense", "add", "mul", "global_avg_pool", "avg_pool2d")
 
 
 @dataclass
@@ -49,7 +49,7 @@ def distinct_layers(graphs: dict[str, Graph], size: tuple[int, int]) -> list[Lay
             if node.op not in OPS:
                 continue
             sources = [shapes[s] for s in node.inputs]
-            name = describe(node, sources[0], shapes[node.name])
+            name = describe(node, sources, shapes[node.name])
             if name not in found:
                 macs = count_macs(node, shapes)
                 found[name] = Layer(name, one_node(node, sources), sources[0], shapes[node.name], macs)
@@ -57,8 +57,9 @@ def distinct_layers(graphs: dict[str, Graph], size: tuple[int, int]) -> list[Lay
     return list(found.values())
 
 
-def describe(node: Node, x: Shape, y: Shape) -> str:
+def describe(node: Node, xs: list[Shape], y: Shape) -> str:
     """Names all that decides a layer's cost: "1x1 14x14 512-512 relu6", "dw 3x3/2 112x112 64 relu6"."""
+    x = xs[0]
     activation = f" {node.activation}" if node.activation else ""
     if node.op == "conv2d":
         kh, kw = kernel_size(node)
@@ -71,7 +72,8 @@ def describe(node: Node, x: Shape, y: Shape) -> str:
         return f"{kernel} {x[1]}x{x[2]} {x[3]}-{y[3]}{padding}{activation}"
     if node.op == "dense":
         return f"dense {x[1] * x[2] * x[3]}-{y[3]}{activation}"
-    return f"{node.op} {x[1]}x{x[2]} {x[3]}{activation}"
+    means = " by its means" if len(xs) > 1 and xs[1] != x else ""
+    return f"{node.op} {x[1]}x{x[2]} {x[3]}{means}{activation}"
 
 
 # --- NumPy --------------------------------------------------------------------------------------------------
@@ -94,8 +96,12 @@ def numpy_layer(layer: Layer, x: np.ndarray) -> Callable[[], np.ndarray]:
     if node.op == "dense":
         return _product(layer, lambda: x.reshape(1, -1))
     out = np.empty(layer.output_shape, np.float32)
-    if node.op == "add":
-        return lambda: _finish(node, np.add(x, x, out=out))
+    two = {"add": np.add, "mul": np.multiply}
+    if node.op in two:
+        function, vector = two[node.op], np.empty((1, 1, 1, x.shape[3]), np.float32)
+        if len(set(node.inputs)) == 1:
+            return lambda: _finish(node, function(x, x, out=out))
+        return lambda: _finish(node, function(x, np.mean(x, axis=(1, 2), keepdims=True, out=vector), out=out))
     if node.op == "global_avg_pool":
         return lambda: np.mean(x, axis=(1, 2), keepdims=True, out=out)
     raise ValueError(f"layer {layer.name!r}: {node.op} has no NumPy form here")
@@ -105,9 +111,17 @@ def _finish(node: Node, y: np.ndarray) -> np.ndarray:
     """Bias and activation, in place."""
     if "bias" in node.params:
         y += node.params["bias"]
-    if node.activation is not None:
-        np.clip(y, node.activation.lo, node.activation.hi, out=y)
-    return y
+    a = node.activation
+    if a is None:
+        return y
+    if a.kind == "clamp":
+        return np.clip(y, a.lo, a.hi, out=y)
+    if a.kind not in ("hard_sigmoid", "hard_swish"):
+        raise ValueError(f"activation {a} has no NumPy form here")
+    gate = y * np.float32(a.alpha)
+    gate += np.float32(a.beta)
+    np.clip(gate, 0, 1, out=gate)
+    return gate if a.kind == "hard_sigmoid" else np.multiply(y, gate, out=y)
 
 
 def _product(layer: Layer, rows: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:

@@ -7,7 +7,19 @@ from dataclasses import replace
 import numpy as np
 
 from fastmobilenet import models, passes
-from fastmobilenet.graph import Graph, Node, Shape, count_macs, infer_shapes
+from fastmobilenet.graph import Graph, Node, Shape, count_macs, count_parameters, infer_shapes
+
+#: What `bench.race --family` runs: networks beyond V1 and V2 that people use for their speed.
+FAMILY = (
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "squeezenet1_1",
+    "shufflenet_v2_x1_0",
+    "mobilenetv4_conv_small",
+)
+
+#: The node of a network of one node that makes a vector for it.
+MEANS = "means"
 
 
 def build(arch: str, width: float | None = None, size: int = 224, seed: int = 0) -> Graph:
@@ -44,17 +56,29 @@ def picture(graph: Graph, size: tuple[int, int], seed: int = 0) -> np.ndarray:
 def one_node(node: Node, shapes: list[Shape]) -> Graph:
     """A network of one node alone; `shapes` are those of its inputs (n, h, w, c).
 
-    An addition adds its input to itself: a Graph has one input. Raises ValueError for other ops with two.
+    A Graph has one input. So a sum or a product of two maps has it twice, and one of a map and a vector (the end of
+    squeeze-and-excite) has the map and its means. A convolution of one pixel reads means too: behind a global pool
+    runtimes have other kernels for it. Raises ValueError for other ops with two inputs.
     """
-    if len(node.inputs) > 1 and node.op != "add":
+    if len(node.inputs) > 1 and node.op not in ("add", "mul"):
         raise ValueError(f"node {node.name!r}: a network of one node has one input, {node.op} here has two")
     _, h, w, c = shapes[0]
-    source = Node("picture", "input")
-    alone = replace(node, name="layer", inputs=(source.name,) * len(node.inputs))
-    return Graph((source, alone), alone.name, input_size=(h, w), input_channels=c, name=node.name)
+    nodes = [Node("picture", "input")]
+    inputs = (nodes[0].name,) * len(node.inputs)
+    vector = shapes[-1] != shapes[0]
+    if vector or (node.op == "conv2d" and h * w == 1):
+        nodes.append(Node(MEANS, "global_avg_pool", inputs[:1]))
+        inputs = (inputs[0], MEANS) if vector else (MEANS,)
+    alone = replace(node, name="layer", inputs=inputs)
+    return Graph((*nodes, alone), alone.name, input_size=(h, w), input_channels=c, name=node.name)
 
 
 def total_macs(graph: Graph, size: tuple[int, int]) -> int:
     """Multiply-accumulates of one picture."""
     shapes = infer_shapes(graph, 1, *size)
     return sum(count_macs(node, shapes) for node in graph.nodes)
+
+
+def total_parameters(arch: str, width: float | None = None) -> int:
+    """Trainable values, with gamma and beta of batch normalisation, as papers and libraries count them."""
+    return count_parameters(models.build(arch, width=width, weights=models.skeleton))

@@ -24,12 +24,26 @@ COLOURS = {
     "numpy": "#999999",
 }
 
+RACES_IN_A_ROW = 4
+
 
 def race_figure(documents: list[dict]) -> Figure:
     """Bars of the medians with a mark at the minimum, a group for each race; dotted: the limit by the FMA peak."""
     races = [race for document in documents for race in document["races"]]
     names = list(dict.fromkeys(name for race in races for name in race["peers"]))
-    figure, axes = _new(2.2 + 2.4 * len(races), 4.8)
+    rows = [races[i : i + RACES_IN_A_ROW] for i in range(0, len(races), RACES_IN_A_ROW)]
+    figure, all_axes = _new(2.2 + 2.4 * len(rows[0]), 4.8 * len(rows), len(rows))
+    for row, axes in zip(rows, all_axes, strict=True):
+        _race_bars(axes, row, names)
+        axes.set_xlim(-0.6, len(rows[0]) - 0.4)  # bars of one width in all rows
+    all_axes[0].set_title("Bar: median. Black line: minimum. Dotted: the arithmetic alone at the FMA peak.", fontsize=9)
+    handles = {label: bar for axes in all_axes for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    all_axes[0].legend(handles.values(), handles, fontsize=8, ncols=2)
+    _caption(figure, documents[0])
+    return figure
+
+
+def _race_bars(axes: Any, races: list[dict], names: list[str]) -> None:
     width = 0.84 / len(names)
     for i, name in enumerate(names):
         for group, race in enumerate(races):
@@ -51,10 +65,6 @@ def race_figure(documents: list[dict]) -> Figure:
             axes.plot([group - 0.45, group + 0.45], [limit] * 2, color="black", linestyle=":", linewidth=1.2)
     axes.set_xticks(range(len(races)), [tables.title(r).replace(", ", "\n") for r in races])
     axes.set_ylabel("ms for one picture")
-    axes.set_title("Bar: median. Black line: minimum. Dotted: the arithmetic alone at the FMA peak.", fontsize=9)
-    axes.legend(fontsize=8, ncols=2)
-    _caption(figure, documents[0])
-    return figure
 
 
 def _first_finish(races: list[dict], name: str) -> int:
@@ -67,7 +77,7 @@ def layer_figure(document: dict) -> Figure:
     of the layer alone. Hollow: its step without the edges."""
     rows = tables.layer_rows(document)
     peers = list(dict.fromkeys(name for row in rows for name in row.times if name != OURS))
-    figure, axes = _new(8.5, 1.6 + 0.2 * len(rows))
+    figure, (axes,) = _new(8.5, 1.6 + 0.2 * len(rows))
     for peer in peers:
         for label, fill, table in ((peer, "full", "times"), (f"{peer}, step", "none", "steps")):
             found = [(tables.ratio(getattr(row, table), peer), -i) for i, row in enumerate(rows)]
@@ -91,17 +101,18 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def _new(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure that needs no display."""
+def _new(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure that needs no display, and the axes of its rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
+    found = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in found:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, found
 
 
 def _caption(figure: Figure, document: dict) -> None:

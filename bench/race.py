@@ -24,6 +24,7 @@ from bench.contestant import Contestant
 from bench.peers.runners import DEFAULT, OURS, RUNNERS
 from bench.worker import PEAK
 from fastmobilenet import models
+from fastmobilenet.errors import ModelError
 from fastmobilenet.graph import Graph
 from fastmobilenet.reference import execute
 
@@ -54,20 +55,26 @@ def main(arguments: list[str] | None = None) -> int:
         },
         "races": [],
     }
-    for arch in options.models:
-        graph = networks.build(arch, options.width, options.size, options.seed)
-        x = networks.picture(graph, (options.size, options.size), options.seed)
-        expected = execute(graph, x)[graph.output]
-        macs = networks.total_macs(graph, (options.size, options.size))
-        entry = models.find(arch)
-        width = entry.resolve_width(options.width) if entry.width is None else None  # the name holds it
-        for threads in options.threads:
-            title = {"model": arch, "width": width, "size": options.size, "threads": threads, "macs": macs}
-            document["races"].append({**title, **race(graph, x, expected, threads, options)})
-            print(tables.race_text(document["races"][-1]), flush=True)
-    out = options.out or default_path(document)
+    out = options.out or default_path(document, family=tuple(options.models) == networks.FAMILY)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    for arch in options.models:
+        entry = models.find(arch)
+        size = options.size or entry.input_size[0]
+        graph = networks.build(arch, options.width, size, options.seed)
+        x = networks.picture(graph, (size, size), options.seed)
+        expected = execute(graph, x)[graph.output]
+        title = {
+            "model": arch,
+            "width": entry.resolve_width(options.width) if entry.width is None else None,  # or the name holds it
+            "size": size,
+            "macs": networks.total_macs(graph, (size, size)),
+            "parameters": networks.total_parameters(arch, options.width),
+        }
+        for threads in options.threads:
+            found = race(graph, x, expected, threads, options)
+            document["races"].append({**title, "threads": threads, **found})
+            print(tables.race_text(document["races"][-1]), flush=True)
+            out.write_text(json.dumps(document, indent=1) + "\n")  # now: the next race may be interrupted
     print(f"written: {out}")
     return int(any(OURS in r["peers"] and r["peers"][OURS]["status"] == "failed" for r in document["races"]))
 
@@ -80,9 +87,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         return [int(item) for item in listed(text)]
 
     parser = argparse.ArgumentParser(prog="python -m bench.race", description=__doc__)
-    parser.add_argument("--models", type=listed, default=["mobilenet_v1", "mobilenet_v2"], metavar="A,B")
+    which = parser.add_mutually_exclusive_group()
+    default = ["mobilenet_v1", "mobilenet_v2"]
+    which.add_argument(
+        "--models", type=listed, default=default, metavar="A,B", help="of fastmobilenet.models.available()"
+    )
+    family = list(networks.FAMILY)
+    which.add_argument("--family", dest="models", action="store_const", const=family, help=", ".join(family))
     parser.add_argument("--width", type=float, help="width multiplier (default: the model's own, or 1.0)")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the picture (default 224)")
+    parser.add_argument("--size", type=int, help="height and width of the picture (default: the model's own)")
     parser.add_argument("--threads", type=integers, default=[1, 2], metavar="1,2")
     parser.add_argument("--rounds", type=int, default=9, help="turns of every framework (default 9)")
     parser.add_argument("--runs", type=int, default=15, help="timed runs in a turn (default 15)")
@@ -95,14 +108,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     unknown = [p for p in options.peers if p not in RUNNERS]
     if unknown:
         parser.error(f"unknown peers {', '.join(unknown)}; known: {', '.join(RUNNERS)}")
-    if min([*options.threads, options.rounds, options.runs, options.size]) < 1:
+    if min([*options.threads, options.rounds, options.runs, 1 if options.size is None else options.size]) < 1:
         parser.error("threads, rounds, runs and size must be at least 1")
+    for arch in options.models:
+        try:
+            models.find(arch).resolve_width(options.width)
+        except ModelError as error:
+            parser.error(str(error))
     return options
 
 
-def default_path(document: dict) -> Path:
+def default_path(document: dict, family: bool) -> Path:
     cpu = re.sub(r"[^a-z0-9]+", "-", document["machine"]["cpu"].lower()).strip("-")
-    return Path(__file__).parent / "results" / f"race-{cpu}-{document['date'][:10]}.json"
+    return Path(__file__).parent / "results" / f"race{'-family' * family}-{cpu}-{document['date'][:10]}.json"
 
 
 def race(graph: Graph, x: np.ndarray, expected: np.ndarray, threads: int, options: argparse.Namespace) -> dict:

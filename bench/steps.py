@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.layers import Layer
+from bench.networks import MEANS
 from bench.peers.runners import FastMobileNet, OnnxRuntime
 
 #: ONNX Runtime's nodes that only change the layout.
@@ -35,7 +36,8 @@ def onnxruntime(layer: Layer, x: np.ndarray, folder: Path, rounds: int) -> tuple
     for _ in range(WARMUP + rounds):
         runner.run()
     events = json.loads(Path(runner.session.end_profiling()).read_text())
-    return summary(node_times(events)[-rounds:])
+    means = any(node.name == MEANS for node in layer.graph.nodes)
+    return summary(node_times(events, (*REORDER, *["GlobalAveragePool"] * means))[-rounds:])
 
 
 class _Profiled(OnnxRuntime):
@@ -46,15 +48,15 @@ class _Profiled(OnnxRuntime):
         return options
 
 
-def node_times(events: list[dict]) -> list[float]:
-    """Microseconds of each run in ONNX Runtime's profile, changes of layout left out.
+def node_times(events: list[dict], left_out: tuple[str, ...] = REORDER) -> list[float]:
+    """Microseconds of each run in ONNX Runtime's profile, without the ops that are left out.
 
     The nodes of a run are written before the run's own event ("model_run").
     """
     times, run = [], 0.0
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            run += 0.0 if event["args"]["op_name"] in REORDER else float(event["dur"])
+            run += 0.0 if event["args"]["op_name"] in left_out else float(event["dur"])
         elif event.get("name") == "model_run":
             times.append(run)
             run = 0.0

@@ -22,6 +22,11 @@ class Verdict:
         return self.by_min < 1 or self.by_median < 1
 
     @property
+    def names(self) -> str:
+        """Of the fastest peer, or of both."""
+        return " / ".join(_distinct([self.fastest_by_min, self.fastest_by_median]))
+
+    @property
     def word(self) -> str:
         if not self.lost:
             return "won"
@@ -128,21 +133,32 @@ def race_markdown(documents: list[dict], brief: bool = False) -> str:
     """
     races = [race for document in documents for race in document["races"]]
     names = _distinct(name for race in races for name in race["peers"])
-    lines = [
-        f"| network | {' | '.join(names)} | fastest peer / ours |",
-        f"|---|{'---|' * len(names)}---|",
-    ]
+    columns = ["network", "parameters", "FLOP", *names, "fastest peer / ours", "of peak"]
+    lines = [_row(columns), "|" + "---|" * len(columns)]
     for race in races:
-        cells = [_race_cell(race["peers"].get(name)) for name in names]
-        lines.append(f"| {title(race)} | {' | '.join(cells)} | {_verdict_cell(race)} |")
-    share = _our_share(races)
-    lines += ["", "Milliseconds for one picture, minimum / median of all timed runs." + share, ""]
-    lines += [f"* {line}" for document in documents for line in provenance(document)]
+        cells = [title(race), _millions(race.get("parameters")), _millions(2 * race["macs"])]
+        cells += [_race_cell(race["peers"].get(name)) for name in names]
+        lines.append(_row([*cells, _verdict_cell(race), _share_cell(race)]))
+    lines += [
+        "",
+        "Milliseconds for one picture, minimum / median of all timed runs. A ratio above 1: we are faster than the "
+        "fastest of the others, which is named. Of peak: the network's arithmetic at the FMA peak / our minimum.",
+        "",
+    ]
+    lines += _distinct(f"* {line}" for document in documents for line in provenance(document))
     failures = dict.fromkeys(
         f"* {name} failed: {peer['error']}" for race in races for name, peer in race["peers"].items() if "error" in peer
     )
     noise = [] if brief else [f"* {title(race)}: {noise_line(race)}" for race in races]
     return "\n".join([*lines, *failures, *noise]) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _millions(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.2f} M" if count < 1e7 else f"{count / 1e6:.0f} M"
 
 
 def _race_cell(peer: dict | None) -> str:
@@ -155,18 +171,14 @@ def _verdict_cell(race: dict) -> str:
     found = verdict(race)
     if found is None:
         return "no verdict"
-    ratios = f"{found.by_min:.3f} / {found.by_median:.3f}"
+    ratios = f"{found.by_min:.3f} / {found.by_median:.3f} ({found.names})"
     return f"**{ratios}, {found.word}**" if found.lost else ratios
 
 
-def _our_share(races: list[dict]) -> str:
-    shares = [
-        f"{share:.0%} ({title(race)})"
-        for race in races
-        if race["peers"].get(OURS, {}).get("status") == "ok"
-        and (share := share_of_peak(race, race["peers"][OURS]["min_ms"])) is not None
-    ]
-    return f" Share of the FMA peak that ours reaches: {', '.join(shares)}." if shares else ""
+def _share_cell(race: dict) -> str:
+    ours = race["peers"].get(OURS, {})
+    share = share_of_peak(race, ours["min_ms"]) if ours.get("status") == "ok" else None
+    return "" if share is None else f"{share:.0%}"
 
 
 def provenance(document: dict) -> list[str]:
@@ -236,7 +248,7 @@ def layer_markdown(document: dict) -> str:
     header += [f"{f}, step" for f in stepping]
     header += [f"{f} / ours, step" for f in stepping if f != OURS]
     header += ["our step, of peak"]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines = [_row(header), "|" + "---|" * len(header)]
     for row in rows:
         cells = [row.name, *(str(row.uses.get(n, "")) for n in networks)]
         cells += [_pair(row.times.get(f)) for f in frameworks]
@@ -245,7 +257,7 @@ def layer_markdown(document: dict) -> str:
         cells += [_ratio_cell(ratio(row.steps, f)) for f in stepping if f != OURS]
         share = 2 * row.macs / (peak * 1e3) / row.steps[OURS][0] if OURS in row.steps and row.macs and peak else None
         cells.append("" if share is None else f"{share:.0%}")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_row(cells))
     lines += [
         "",
         "Microseconds, minimum / median; a ratio below 1 is a layer that we lose. One thread. Each framework runs a "

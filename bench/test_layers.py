@@ -1,4 +1,4 @@
-"""Microbenchmarks: every distinct layer of MobileNet V1 and V2 at 224, one thread, against ONNX Runtime and NumPy.
+"""Microbenchmarks: every distinct layer of MobileNet V1, V2 and V3 at 224, one thread, against ONNX Runtime and NumPy.
 
 Ours and ONNX Runtime's are networks of one node, so both include the call from Python and the change of layout
 at the edges, which a whole network pays once; the time of the step alone is kept beside it. See bench/README.md.
@@ -22,7 +22,7 @@ from bench.peers.runners import FastMobileNet, OnnxRuntime
 from fastmobilenet import _native
 from fastmobilenet.reference import execute
 
-NETWORKS = ("mobilenet_v1", "mobilenet_v2")
+NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large")
 SIZE = (224, 224)
 ROUNDS, WARMUP_ROUNDS = 41, 5
 #: A round repeats the layer until it takes this long, in seconds.

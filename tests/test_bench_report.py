@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import report, tables
+from bench import plot, report, tables
 
 MACHINE = {
     "cpu": "Test CPU",
@@ -41,6 +41,7 @@ def race_entry(threads: int, peers: dict[str, dict[str, Any]], gflops: list[floa
         "size": 224,
         "threads": threads,
         "macs": 500_000_000,
+        "parameters": 4_231_976,
         "cpus": [1],
         "peers": peers,
         "peak": {"isa": "avx2", "error": None if gflops else "ImportError: nothing", "gflops_per_core": gflops},
@@ -104,16 +105,33 @@ def test_race_text_shows_failures_and_noise(race_document: dict[str, Any]) -> No
 def test_race_markdown(race_document: dict[str, Any]) -> None:
     text = tables.race_markdown([race_document])
     head, _, first, second, third = text.splitlines()[:5]
-    assert head == "| network | fastmobilenet | onnxruntime | mnn | fastest peer / ours |"
-    assert first == "| mobilenet_v1, 224x224, 1 thread | 5.00 / 5.50 | 6.00 / 6.80 | failed | 1.200 / 1.236 |"
-    assert second.endswith("| **1.000 / 0.955, LOST by median** |")
-    assert third == "| mobilenet_v1, 224x224, 3 threads | failed | 5.00 / 5.25 |  | no verdict |"
+    assert head == (
+        "| network | parameters | FLOP | fastmobilenet | onnxruntime | mnn | fastest peer / ours | of peak |"
+    )
+    assert first == (
+        "| mobilenet_v1, 224x224, 1 thread | 4.23 M | 1000 M | 5.00 / 5.50 | 6.00 / 6.80 | failed "
+        "| 1.200 / 1.236 (onnxruntime) | 100% |"
+    )
+    assert second.endswith("| **1.000 / 0.955 (onnxruntime), LOST by median** |  |")
+    assert third == "| mobilenet_v1, 224x224, 3 threads | 4.23 M | 1000 M | failed | 5.00 / 5.25 |  | no verdict |  |"
     assert "2026-01-02, Test CPU, 2 CPUs, virtual (avx2), Linux 6, Python 3.11" in text
     assert "`python -m bench.race --rounds 2`" in text
     assert "* mnn failed: ImportError: no mnn" in text
-    assert "100% (mobilenet_v1, 224x224, 1 thread)" in text
     assert "noise" in text
     assert "noise" not in tables.race_markdown([race_document], brief=True)
+
+
+def test_race_markdown_of_several_files(race_document: dict[str, Any]) -> None:
+    """What is equal is said once. Files of the time before parameters were counted leave that column empty."""
+    peers = {"fastmobilenet": finished([5.0]), "openvino": finished([5.5, 9.0]), "ncnn": finished([6.0])}
+    other = {**race_document, "command": "python -m bench.race --family", "races": [race_entry(1, peers, [200.0])]}
+    del other["races"][0]["parameters"]
+    text = tables.race_markdown([race_document, other])
+    assert text.count("Test CPU") == 1
+    assert text.count("onnxruntime 1.0") == 1
+    assert text.index("--rounds 2`") < text.index("--family`")
+    row = "|  | 1000 M | 5.00 / 5.00 |  |  | 5.50 / 7.25 | 6.00 / 6.00 | 1.100 / 1.200 (openvino / ncnn) | 100% |"
+    assert row in text
 
 
 @pytest.fixture
@@ -177,6 +195,18 @@ def test_report_writes_tables_and_plots(
         assert image.read_bytes().startswith(b"\x89PNG")
         assert image.stat().st_size > 10_000
     assert (out / "race.md").read_text() == tables.race_markdown([race_document])
+
+
+def test_many_races_are_in_rows(race_document: dict[str, Any]) -> None:
+    pytest.importorskip("matplotlib")
+    entry = race_document["races"][0]
+    document = {**race_document, "races": [entry] * (2 * plot.RACES_IN_A_ROW + 1)}
+    figure = plot.race_figure([document])
+    assert [len(axes.get_xticks()) for axes in figure.axes] == [plot.RACES_IN_A_ROW, plot.RACES_IN_A_ROW, 1]
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    legends = [axes.get_legend() for axes in figure.axes]
+    assert [text.get_text() for text in legends[0].get_texts()] == ["fastmobilenet", "onnxruntime"]  # mnn has failed
+    assert legends[1:] == [None, None]
 
 
 def test_report_fills_in_the_readme(

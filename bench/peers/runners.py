@@ -151,7 +151,8 @@ class Ncnn(Runner):
         ):
             if loaded != 0:
                 raise RuntimeError(f"ncnn refused the model with code {loaded}")
-        self.mat = ncnn.Mat(self.x[0])
+        # Memory of its own: ncnn crashes where a layer that works in place follows an input that NumPy owns.
+        self.mat = ncnn.Mat(self.x[0]).clone()
 
     def run(self) -> np.ndarray:
         extractor = self.net.create_extractor()
