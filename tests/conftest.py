@@ -17,10 +17,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# pytest puts the repository first on the path. Its fastmobilenet folder can be used only where the extension was
-# built in place; after a plain `pip install .` the installed package must come first.
-if not any((ROOT / "fastmobilenet" / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT] + [str(ROOT)]
+# The repository's fastmobilenet folder can be used only where the extension was built in place, and is then what is
+# meant; after a plain `pip install .` the installed package must come first.
+built_here = any((ROOT / "fastmobilenet" / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+others = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+sys.path[:] = [str(ROOT), *others] if built_here else [*others, str(ROOT)]
 
 import fastmobilenet  # noqa: E402
 from fastmobilenet import importers  # noqa: E402
