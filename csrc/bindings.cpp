@@ -11,6 +11,7 @@
 #include "bindings.h"
 #include "runtime/dispatch.h"
 #include "runtime/program.h"
+#include "runtime/winograd.h"
 
 namespace py = pybind11;
 
@@ -237,6 +238,11 @@ PYBIND11_MODULE(_native, m) {
                  return ConvSpec{weights, window(stride, dilation, pad), act};
                }),
            py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"));
+  py::class_<WinogradWeights, std::shared_ptr<WinogradWeights>>(m, "WinogradWeights")
+      .def(py::init([](const std::shared_ptr<PackedWeights>& plain) {
+             return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain));
+           }),
+           py::arg("plain"));
   py::class_<Program> program(m, "Program");
   program
       .def(py::init([](const std::string& isa, ptrdiff_t floats) {
@@ -259,6 +265,15 @@ PYBIND11_MODULE(_native, m) {
             p.append(make_conv(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec));
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"))
+      .def(
+          "winograd",
+          [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec,
+             const std::shared_ptr<WinogradWeights>& weights, int chunk) {
+            p.append(make_winograd(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec,
+                                   weights, chunk));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"), py::arg("weights"),
+          py::arg("chunk"))
       .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
            py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
       .def(

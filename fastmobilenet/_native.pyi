@@ -31,6 +31,9 @@ def pack(
 class Act:
     def __init__(self, kind: str, lo: float, hi: float, alpha: float, beta: float) -> None: ...
 
+class WinogradWeights:
+    def __init__(self, plain: PackedWeights) -> None: ...
+
 class ConvSpec:
     def __init__(
         self,
@@ -77,6 +80,9 @@ class Program:
         self, dst: int, pixels: tuple[list[float], list[float]], floats: tuple[list[float], list[float]], swap: bool
     ) -> None: ...
     def conv(self, name: str, src: int, dst: int, add: int, spec: ConvSpec) -> None: ...
+    def winograd(
+        self, name: str, src: int, dst: int, add: int, spec: ConvSpec, weights: WinogradWeights, chunk: int
+    ) -> None: ...
     def strip(
         self,
         name: str,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native
+from . import _native, winograd
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
@@ -38,6 +38,8 @@ class Engine:
         graph = optimize(graph)
         store = _native.WeightStore()
         self._weights: dict[str, _native.PackedWeights] = {}
+        # Made when a plan wants them first: of layers that share their weights with `base`, only once.
+        self._winograd: dict[_native.PackedWeights, _native.WinogradWeights] = {} if base is None else base._winograd
         self._weights_u8: dict[str, tuple[_native.PackedU8, str]] = {}
         self._params_u8: dict[str, Mapping[str, np.ndarray]] = {}  # to give them back
         # By the identity of the array without values: a new layer may have the name of an old one.
@@ -54,9 +56,14 @@ class Engine:
             else:
                 self._weights[node.name] = _pack(store, graph, node, self.isa)
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
-        self.weight_bytes = store.nbytes  # of its own
+        self._store = store
         self._graph: Graph = without_data(graph)
         self._plans: dict[tuple[int, int], _native.Program] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of its own. Plans may add to it: convolutions in Winograd's form have their weights a second time."""
+        return self._store.nbytes
 
     def _u8_layer(self, name: str) -> tuple[tuple[_native.PackedU8, str], Mapping[str, np.ndarray]]:
         return self._weights_u8[name], self._params_u8[name]
@@ -172,7 +179,13 @@ class Engine:
             )
         elif node.op == "conv2d":
             add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
-            program.conv(node.name, src, dst, add, self._spec(node, shapes))
+            spec = self._spec(node, shapes)
+            image = arena.layouts[node.inputs[0]].image
+            tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], image, caches())
+            if tiles:
+                program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
+            else:
+                program.conv(node.name, src, dst, add, spec)
         elif node.op == "add":
             program.add(node.name, src, ids[node.inputs[1]], dst, act)
         elif node.op == "mul":
@@ -231,6 +244,11 @@ class Engine:
             self._spec(project, shapes) if project is not None else None,
             step.rows,
         )
+
+    def _winograd_weights(self, node: Node) -> _native.WinogradWeights:
+        plain = self._weights[node.name]
+        made = self._winograd.get(plain)
+        return made if made is not None else self._winograd.setdefault(plain, _native.WinogradWeights(plain))
 
     def _spec(self, node: Node, shapes: dict[str, Shape]) -> _native.ConvSpec:
         _, h, w, _ = shapes[node.inputs[0]]

@@ -39,10 +39,13 @@ def assert_equal_to_reference(graph: Graph, x: np.ndarray, isa: str, threads: in
     """x: NHWC. The bound grows with the values, not with single results that cancel."""
     expected = reference.execute(graph, x)[graph.output]
     given = x.transpose(0, 3, 1, 2) if graph.input_layout == "NCHW" else x
-    found = Engine(graph, isa).run(np.ascontiguousarray(given, np.float32), threads=threads, pixels=False)
+    engine = Engine(graph, isa)
+    found = engine.run(np.ascontiguousarray(given, np.float32), threads=threads, pixels=False)
     assert found.shape == expected.shape
     assert found.dtype == np.float32
-    assert np.abs(found - expected).max() <= 3e-6 * max(np.abs(expected).max(), 1.0)
+    # Winograd's transforms multiply by up to 5 and 8, and take differences of that: test_winograd.py has their bound.
+    transformed = any(kernel.startswith("winograd") for _, kernel in engine.program(*x.shape[1:3]).steps)
+    assert np.abs(found - expected).max() <= (1e-5 if transformed else 3e-6) * max(np.abs(expected).max(), 1.0)
 
 
 def picture(h: int, w: int, c: int = 3, n: int = 1, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@
 #include "kernels/gather.h"
 #include "kernels/gemm.h"
 #include "kernels/pool.h"
+#include "kernels/winograd.h"
 
 #define FMN_T(MR, NB, XS) \
   { MR, NB, false, XS, gemm_tile<MR, NB, XS, false> }
@@ -53,6 +54,8 @@
                              sizeof(gemm_entries) / sizeof(gemm_entries[0]), \
                              dw_entries,                                     \
                              sizeof(dw_entries) / sizeof(dw_entries[0]),     \
+                             winograd_input,                                 \
+                             winograd_output,                                \
                              gemv,                                           \
                              global_avg_pool,                                \
                              pool_max,                                       \

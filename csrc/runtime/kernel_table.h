@@ -127,6 +127,24 @@ struct GatherArgs {
   float* dst;
 };
 
+// B^T d B of tiles of 6 x 6 pixels of one block, 4 pixels apart: see kernels/winograd.h.
+struct WinogradInputArgs {
+  const float* const* rows;  // [6] the first pixel of each row of the first tile, 16 floats a pixel
+  ptrdiff_t tiles;
+  float* dst;  // element e of tile t at dst + e * dst_stride + t * 16
+  ptrdiff_t dst_stride;
+};
+
+// act(A^T m A + add), 4 x 4 pixels of one block for each tile, 4 pixels apart. act is clamp or hard_swish.
+struct WinogradOutputArgs {
+  const float* src;  // element e of tile t at src + e * src_stride + t * 16
+  ptrdiff_t src_stride;
+  ptrdiff_t tiles;
+  float* const* rows;       // [4]
+  const float* const* add;  // like rows, or null
+  Act act;
+};
+
 using GemmFn = void (*)(const GemmArgs&);
 using DwFn = void (*)(const DwArgs&);
 
@@ -150,6 +168,8 @@ struct KernelTable {
   int n_gemm;
   const DwEntry* dw;
   int n_dw;
+  void (*winograd_input)(const WinogradInputArgs&);
+  void (*winograd_output)(const WinogradOutputArgs&);
   void (*gemv)(const GemvArgs&);
   void (*global_avg_pool)(const PoolArgs&);
   void (*pool_max)(const WindowPoolArgs&);

@@ -1,0 +1,33 @@
+// Dense 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): see kernels/winograd.h for the arithmetic.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "runtime/ops.h"
+
+namespace fmn {
+
+// The transformed weights of a layer. Its bias and the cut into panels are those of the plain weights.
+struct WinogradWeights {
+  static constexpr int ELEMENTS = 36;
+  std::shared_ptr<const PackedWeights> plain;
+  const float* weight = nullptr;  // panels of [36][ic][width]
+
+  const float* panel(const Panel& p) const { return weight + p.offset / TAPS * ELEMENTS; }
+  ptrdiff_t floats() const { return plain->floats() / TAPS * ELEMENTS; }
+
+ private:
+  static constexpr int TAPS = 9;
+};
+
+// G g G^T of every pair of channels, computed in double and rounded once; in the store of the plain weights. Throws
+// std::invalid_argument unless they are those of a dense 3x3 convolution without groups.
+std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<const PackedWeights>& plain);
+
+// `chunk`: how many tiles are worked on at a time; the result does not depend on it. `add` may be null. The weights of
+// the spec are the plain ones.
+OpPtr make_winograd(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
+                    const ConvSpec& spec, const std::shared_ptr<const WinogradWeights>& weights, int chunk);
+
+}  // namespace fmn
