@@ -80,7 +80,7 @@ void append_strip(Program& p, const std::string& name, int src, int dst, int add
 }
 
 InputKind input_kind(const std::string& layout, const py::array& x) {
-  const bool u8 = x.dtype().equal(py::dtype::of<uint8_t>()), f32 = x.dtype().equal(py::dtype::of<float>());
+  const bool u8 = py::isinstance<py::array_t<uint8_t>>(x), f32 = py::isinstance<py::array_t<float>>(x);
   if (layout == "pixels" && u8) return InputKind::pixels_u8;
   if (layout == "NHWC" && f32) return InputKind::f32_nhwc;
   if (layout == "NCHW" && f32) return InputKind::f32_nchw;
@@ -209,6 +209,8 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("isa") = "", py::arg("seconds") = 0.05, "float32 multiply-add rate of one core in GFLOP/s, best burst.");
   m.def("pool_size", &pool_size, "Worker threads made so far.");
+  m.def("set_worker_delay_us", &set_worker_delay_us, py::arg("microseconds"),
+        "For tests: threads of the pool wait up to so long, at random, wherever they can; -1: they never join a run.");
   m.def("set_spin_us", &set_spin_us, py::arg("microseconds"),
         "How long an idle worker looks for work before it sleeps.");
   m.def("release_free_memory", &release_free_memory, "Gives freed memory back to the system, where that is possible.");

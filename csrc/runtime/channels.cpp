@@ -28,10 +28,17 @@ class GatherOp final : public Op {
     }
   }
 
-  void run(const Frame& frame, Team& team, int index) const override {
+  void run(const Frame& frame, Team& team) const override {
     const int rows = flat_ ? 1 : dst_.h;
     const ptrdiff_t pixels = flat_ ? ptrdiff_t{dst_.h} * dst_.w : dst_.w;
-    const Range part = split(ptrdiff_t{dst_.blocks()} * rows, team.count(), index);
+    const ptrdiff_t bytes = pixels * BLOCK * ptrdiff_t{sizeof(float)};
+    team.share(ptrdiff_t{dst_.blocks()} * rows, grain_of_bytes(bytes),
+               [&](Range part) { gather(frame, part, rows, pixels); });
+  }
+
+ private:
+  // Rows of blocks, counted through.
+  void gather(const Frame& frame, Range part, int rows, ptrdiff_t pixels) const {
     thread_local std::vector<GatherSource> sources;
     for (ptrdiff_t i = part.begin; i < part.end; ++i) {
       const int block = static_cast<int>(i / rows), y = static_cast<int>(i % rows);
@@ -51,7 +58,6 @@ class GatherOp final : public Op {
     }
   }
 
- private:
   // What an output block takes from one block of a source.
   struct Part {
     Tensor tensor;

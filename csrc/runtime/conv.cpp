@@ -10,8 +10,6 @@ namespace {
 
 constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / ptrdiff_t{sizeof(float)};  // of small cores today
 
-constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
-
 // Tiles run along a row of the output, or along the whole map where no tensor has padding between its rows.
 class ConvOp final : public Op {
  public:
@@ -27,32 +25,20 @@ class ConvOp final : public Op {
     const PackedWeights& w = *spec.weights;
     const ptrdiff_t weight_floats = w.floats();
     panels_outside_ = weight_floats > L2_FLOATS / 2 || src.floats() + dst.floats() < L2_FLOATS;
+    // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
+    // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
+    share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats();
   }
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const ptrdiff_t per_row = kernel_.tiles(width_), n_tiles = per_row * static_cast<ptrdiff_t>(rows_.size());
-    const auto n_panels = static_cast<ptrdiff_t>(kernel_.panels().size());
-    Range tiles{0, n_tiles}, panels{0, n_panels};
+  void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
-    if (count > 1) {
-      // The longest part decides; among equals, threads share what is smaller to read.
-      const ptrdiff_t by_panels = (n_panels + count - 1) / count * n_tiles;
-      const ptrdiff_t by_tiles = (n_tiles + count - 1) / count * n_panels;
-      if (by_panels < by_tiles || (by_panels == by_tiles && panels_outside_)) {
-        panels = split(n_panels, count, index);
-      } else {
-        tiles = split(n_tiles, count, index);
-      }
-    }
-    // One walk over all tiles for each panel, or one over all panels for every few tiles.
-    const ptrdiff_t step = panels_outside_ ? n_tiles : TILES_AT_A_TIME;
-    for (ptrdiff_t begin = tiles.begin; begin < tiles.end; begin += step) {
-      const Range part{begin, std::min(begin + step, tiles.end)};
-      for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-        WeightsAhead ahead = kernel_.ahead(p, next_weights);
-        run_panel(frame, part, per_row, p, ahead);
-      }
-    }
+    const bool panels_outside = count == 1 ? panels_outside_ : share_panels_;
+    int per_row = kernel_.tiles(width_);
+    // Few tiles in all: as many for each thread.
+    if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
+    const ptrdiff_t n_tiles = ptrdiff_t{per_row} * static_cast<ptrdiff_t>(rows_.size());
+    kernel_.share(team, n_tiles, panels_outside, next_weights,
+                  [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
   }
 
   WeightStream first_weights() const override { return kernel_.stream(0); }
@@ -77,14 +63,15 @@ class ConvOp final : public Op {
     }
   }
 
-  void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p, WeightsAhead& ahead) const {
+  void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, WeightsAhead& ahead) const {
     const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
     for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
-      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}), std::min(tiles.end - y * per_row, per_row)};
+      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),
+                       std::min<ptrdiff_t>(tiles.end - y * per_row, per_row)};
       const Row& row = rows_[static_cast<size_t>(y)];
       if (part.begin == 0) clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
       kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
-                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_},
+                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_, per_row},
                   part, row.window, panel, ahead);
     }
   }
@@ -94,8 +81,8 @@ class ConvOp final : public Op {
   const bool has_add_;
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
-  int width_ = 0;  // pixels of a row
-  bool panels_outside_ = true;
+  int width_ = 0;                                     // pixels of a row
+  bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
 };
 
 // A dense layer: one pixel, so a matrix-vector product.
@@ -110,11 +97,20 @@ class DenseOp final : public Op {
         dst_(dst.at(0, 0, 0)),
         add_(add != nullptr ? add->at(0, 0, 0) : -1) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
+  void run(const Frame& frame, Team& team) const override {
     const PackedWeights& w = *spec_.weights;
-    const ptrdiff_t n = w.blocks(), panel = w.panel_blocks;
-    const Range panels = split((n + panel - 1) / panel, team.count(), index);
-    const Range blocks{panels.begin * panel, std::min(panels.end * panel, n)};
+    const ptrdiff_t n = w.blocks(), width = 2 * w.panel_blocks;  // two panels at a time
+    const ptrdiff_t bytes = w.k(w.panels.front()) * width * BLOCK * ptrdiff_t{sizeof(float)};
+    team.share((n + width - 1) / width, grain_of_bytes(bytes), [&](Range part) {
+      some(frame, {part.begin * width, std::min(part.end * width, n)});
+    });
+  }
+
+  WeightStream first_weights() const override { return {spec_.weights->weight, spec_.weights->floats()}; }
+
+ private:
+  void some(const Frame& frame, Range blocks) const {
+    const PackedWeights& w = *spec_.weights;
     GemvArgs g;
     g.x = frame.arena + src_;
     g.k = w.k(w.panels.front());
@@ -127,9 +123,6 @@ class DenseOp final : public Op {
     table_.gemv(g);
   }
 
-  WeightStream first_weights() const override { return {spec_.weights->weight, spec_.weights->floats()}; }
-
- private:
   const KernelTable& table_;
   const ConvSpec spec_;
   const ptrdiff_t src_, dst_, add_;

@@ -74,7 +74,7 @@ ConvKernel::Rows ConvKernel::rows(int y) const {
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
                      WeightsAhead& ahead) const {
-  const int n = tiles(pixels.count);
+  const int n = pixels.tiles;
   const int size = (pixels.count + n - 1) / n, wide = n - (n * size - pixels.count);  // tiles of `size` pixels
   GemmArgs g;
   g.xs = xs_;

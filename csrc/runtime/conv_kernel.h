@@ -25,6 +25,7 @@ class ConvKernel {
     const float* add;  // or null
     ptrdiff_t add_stride;
     int count;
+    int tiles;  // at least tiles(count)
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.
@@ -53,9 +54,18 @@ class ConvKernel {
   }
 
   // What to fetch during panel p if `next` is read after this layer.
-  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next) const {
-    return {stream(p + 1), next.part(p, static_cast<ptrdiff_t>(panels().size()))};
+  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next) const { return ahead(p, {0, 1}, 1, next); }
+
+  // The same for some of the tiles of a panel.
+  WeightsAhead ahead(ptrdiff_t p, Range tiles, ptrdiff_t n_tiles, const WeightStream& next) const {
+    return {stream(p + 1).part(tiles, n_tiles), next.part({p * n_tiles + tiles.begin, p * n_tiles + tiles.end},
+                                                          static_cast<ptrdiff_t>(panels().size()) * n_tiles)};
   }
+
+  // Does all tiles of all panels with the other threads: run(p, tiles, ahead) for some tiles of one panel.
+  // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles.
+  template <class F>
+  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, F&& run) const;
 
  private:
   const ConvSpec spec_;
@@ -76,5 +86,32 @@ class ConvKernel {
   int mr_ = 0;
   std::string id_;
 };
+
+template <class F>
+void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, F&& run) const {
+  constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
+  const auto n_panels = static_cast<ptrdiff_t>(panels().size());
+  const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
+  if (panels_outside) {
+    // Threads share the panels, down to the tiles of one.
+    team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
+      for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
+        const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}), std::min(part.end - p * n_tiles, n_tiles)};
+        WeightsAhead soon = ahead(p, tiles, n_tiles, next);
+        run(p, tiles, soon);
+      }
+    });
+    return;
+  }
+  const ptrdiff_t grain = std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels));
+  team.share(n_tiles, grain, [&](Range part) {
+    for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
+      for (ptrdiff_t p = 0; p < n_panels; ++p) {
+        WeightsAhead soon = ahead(p, next);
+        run(p, Range{begin, std::min(begin + TILES_AT_A_TIME, part.end)}, soon);
+      }
+    }
+  });
+}
 
 }  // namespace fmn

@@ -64,28 +64,31 @@ class ConvU8Op final : public Op {
     rows_ = flat_ ? 1 : dst.h;
     const ptrdiff_t weight_bytes = words_ * 4 * BLOCK * ((w.oc + BLOCK - 1) / BLOCK);
     panels_outside_ = weight_bytes > L2_BYTES / 2 || src.elements() + dst.elements() < L2_BYTES;
+    share_panels_ = weight_bytes > L2_BYTES / 2 || weight_bytes > 4 * src.elements();  // as in conv.cpp
   }
 
-  void run(const Frame& frame, Team& team, int index) const override {
+  void run(const Frame& frame, Team& team) const override {
     const ptrdiff_t per_row = (width_ + mr_ - 1) / mr_, n_tiles = per_row * rows_;
     const auto n_panels = static_cast<ptrdiff_t>(spec_.weights->panels.size());
-    Range tiles{0, n_tiles}, panels{0, n_panels};
-    const int count = team.count();
-    if (count > 1) {
-      const ptrdiff_t by_panels = (n_panels + count - 1) / count * n_tiles;
-      const ptrdiff_t by_tiles = (n_tiles + count - 1) / count * n_panels;
-      if (by_panels < by_tiles || (by_panels == by_tiles && panels_outside_)) {
-        panels = split(n_panels, count, index);
-      } else {
-        tiles = split(n_tiles, count, index);
-      }
+    // A multiply-add of bytes takes a quarter of the time of one of floats.
+    const ptrdiff_t macs = mr_ * words_ * BLOCK * spec_.weights->panels.front().nb;
+    if (team.count() == 1 ? panels_outside_ : share_panels_) {
+      team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
+        for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
+          const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}),
+                            std::min(part.end - p * n_tiles, n_tiles)};
+          run_panel(frame, tiles, per_row, p, ahead(p, tiles, n_tiles));
+        }
+      });
+      return;
     }
-    const ptrdiff_t step = panels_outside_ ? n_tiles : TILES_AT_A_TIME;
-    for (ptrdiff_t begin = tiles.begin; begin < tiles.end; begin += step) {
-      for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-        run_panel(frame, {begin, std::min(begin + step, tiles.end)}, per_row, p);
+    const ptrdiff_t grain = std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels));
+    team.share(n_tiles, grain, [&](Range part) {
+      for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
+        const Range tiles{begin, std::min(begin + TILES_AT_A_TIME, part.end)};
+        for (ptrdiff_t p = 0; p < n_panels; ++p) run_panel(frame, tiles, per_row, p, ahead(p, {0, 1}, 1));
       }
-    }
+    });
   }
 
   WeightStream first_weights() const override { return stream(0); }
@@ -100,11 +103,16 @@ class ConvU8Op final : public Op {
             words_ * panel.passes * panel.nb * BLOCK};
   }
 
-  void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p) const {
+  // What to fetch during some tiles of panel p.
+  WeightsAhead ahead(ptrdiff_t p, Range tiles, ptrdiff_t n_tiles) const {
+    const auto n_panels = static_cast<ptrdiff_t>(spec_.weights->panels.size());
+    return {stream(static_cast<size_t>(p) + 1).part(tiles, n_tiles),
+            next_weights.part({p * n_tiles + tiles.begin, p * n_tiles + tiles.end}, n_panels * n_tiles)};
+  }
+
+  void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p, WeightsAhead ahead) const {
     const PackedU8& w = *spec_.weights;
     const PackedU8::Panel& panel = w.panels[static_cast<size_t>(p)];
-    WeightsAhead ahead{stream(static_cast<size_t>(p) + 1),
-                       next_weights.part(p, static_cast<ptrdiff_t>(w.panels.size()))};
     // Tiles of nearly equal size: some of `size` pixels, then some of one less.
     const ptrdiff_t size = (width_ + per_row - 1) / per_row, wide = per_row - (per_row * size - width_);
     for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
@@ -153,7 +161,7 @@ class ConvU8Op final : public Op {
   std::vector<GemmU8Fn> fns_;  // [nb][mr]
   ptrdiff_t xs_ = 0;
   int width_ = 0, rows_ = 1;
-  bool flat_ = false, panels_outside_ = true;
+  bool flat_ = false, panels_outside_ = true, share_panels_ = true;
 };
 
 class DepthwiseU8Op final : public Op {
@@ -165,15 +173,18 @@ class DepthwiseU8Op final : public Op {
         dst_(dst),
         spec_(spec) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range part = split(ptrdiff_t{dst_.blocks()} * dst_.h, team.count(), index);
-    for (ptrdiff_t i = part.begin; i < part.end;) {
-      const int block = static_cast<int>(i / dst_.h), y = static_cast<int>(i % dst_.h);
-      const int end = static_cast<int>(std::min<ptrdiff_t>(dst_.h, y + part.end - i));
-      rows(frame, block, y, end);
-      clear_padding(frame.arena, dst_, {block, block + 1}, {y, end});
-      i += end - y;
-    }
+  void run(const Frame& frame, Team& team) const override {
+    const PackedU8& w = *spec_.weights;
+    const ptrdiff_t macs = ptrdiff_t{dst_.w} * w.kh * w.kw * BLOCK;  // of a row; of bytes, and at half of the speed
+    team.share(ptrdiff_t{dst_.blocks()} * dst_.h, grain_of_macs(macs / 2), [&](Range part) {
+      for (ptrdiff_t i = part.begin; i < part.end;) {
+        const int block = static_cast<int>(i / dst_.h), y = static_cast<int>(i % dst_.h);
+        const int end = static_cast<int>(std::min<ptrdiff_t>(dst_.h, y + part.end - i));
+        rows(frame, block, y, end);
+        clear_padding(frame.arena, dst_, {block, block + 1}, {y, end});
+        i += end - y;
+      }
+    });
   }
 
  private:

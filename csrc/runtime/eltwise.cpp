@@ -22,8 +22,8 @@ class BinaryOp final : public Op {
         one_pixel_(b != nullptr && b->h * b->w == 1),
         act_(act) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    for_rows(dst_, team, index, [&](int block, int y) {
+  void run(const Frame& frame, Team& team) const override {
+    for_rows(dst_, team, [&](int block, int y) {
       const float* b = has_b_ ? frame.arena + b_.at(block, one_pixel_ ? 0 : y, 0) : nullptr;
       kernel_({frame.arena + a_.at(block, y, 0), b, one_pixel_, frame.arena + dst_.at(block, y, 0),
                ptrdiff_t{dst_.w} * BLOCK, act_});
@@ -52,18 +52,19 @@ class PixelOp : public Op {
   PixelOp(std::string name, std::string kernel, const Tensor& src, const Tensor& dst)
       : Op(std::move(name), std::move(kernel)), src_(src), dst_(dst) {}
 
-  void run(const Frame& frame, Team& team, int index) const final {
-    const Range rows = split(src_.h, team.count(), index);
-    thread_local std::vector<double> values;
-    values.resize(static_cast<size_t>(src_.c));
-    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
-      for (int x = 0; x < src_.w; ++x) {
-        const Channels from{frame.arena, src_, y, x}, to{frame.arena, dst_, y, x};
-        pixel(from, to, src_.c, values);
-        for (int c = src_.c; c < dst_.blocks() * BLOCK; ++c) to[c] = 0.0f;
+  void run(const Frame& frame, Team& team) const final {
+    team.share(src_.h, 1, [&](Range rows) {
+      thread_local std::vector<double> values;
+      values.resize(static_cast<size_t>(src_.c));
+      for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+        for (int x = 0; x < src_.w; ++x) {
+          const Channels from{frame.arena, src_, y, x}, to{frame.arena, dst_, y, x};
+          pixel(from, to, src_.c, values);
+          for (int c = src_.c; c < dst_.blocks() * BLOCK; ++c) to[c] = 0.0f;
+        }
       }
-    }
-    clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+      clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+    });
   }
 
  protected:

@@ -15,10 +15,10 @@ uint8_t to_byte(float value, const Requant& r) {
   return static_cast<uint8_t>(std::clamp(static_cast<int32_t>(rounded) + r.zero, r.lo, r.hi));
 }
 
-// Calls f(block, y, row of dst) for this thread's rows, and fills the padding.
+// Calls f(block, y, row of dst) for all rows, and fills the padding.
 template <class F>
-void byte_rows(const Frame& frame, const Tensor& dst, const Team& team, int index, F f) {
-  for_rows(dst, team, index, [&](int block, int y) {
+void byte_rows(const Frame& frame, const Tensor& dst, Team& team, F f) {
+  for_rows(dst, team, [&](int block, int y) {
     f(block, y, frame.bytes() + dst.at(block, y, 0));
     clear_padding(frame.arena, dst, {block, block + 1}, {y, y + 1});
   });
@@ -38,8 +38,8 @@ class BinaryU8Op final : public Op {
         factor_(factor),
         requant_(requant) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+  void run(const Frame& frame, Team& team) const override {
+    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
       run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
             a_.zero, b_.zero, factors_.ma, factors_.mb, factors_.shift, factor_, dst, dst_.w, requant_});
     });
@@ -63,8 +63,8 @@ class LookupU8Op final : public Op {
         dst_(dst),
         lookup_(lookup) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+  void run(const Frame& frame, Team& team) const override {
+    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
       table_.lookup(frame.bytes() + src_.at(block, y, 0), dst, ptrdiff_t{dst_.w} * BLOCK, lookup_.data());
     });
   }
@@ -87,8 +87,8 @@ class PoolU8Op final : public Op {
         rows_(std::move(rows)),
         columns_(std::move(columns)) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+  void run(const Frame& frame, Team& team) const override {
+    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
       const PoolSpan& r = rows_[static_cast<size_t>(y)];
       for (int x = 0; x < dst_.w; ++x, dst += BLOCK) {
         const PoolSpan& c = columns_[static_cast<size_t>(x)];
@@ -172,8 +172,8 @@ class GatherU8Op final : public Op {
     }
   }
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+  void run(const Frame& frame, Team& team) const override {
+    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
       for (int i = 0; i < BLOCK; ++i) {
         const int channel = block * BLOCK + i;
         if (channel >= dst_.c) {
@@ -206,12 +206,13 @@ class SoftmaxU8Op final : public Op {
               float dst_scale)
       : Op(std::move(name), "softmax_u8"), src_(src), dst_(dst), table_(table), dst_scale_(dst_scale) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range rows = split(src_.h, team.count(), index);
-    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
-      for (int x = 0; x < src_.w; ++x) pixel(frame.bytes(), y, x);
-    }
-    clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+  void run(const Frame& frame, Team& team) const override {
+    team.share(src_.h, 1, [&](Range rows) {
+      for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+        for (int x = 0; x < src_.w; ++x) pixel(frame.bytes(), y, x);
+      }
+      clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
+    });
   }
 
  private:
@@ -240,8 +241,8 @@ class QuantizeOp final : public Op {
   QuantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
       : Op(std::move(name), "quantize"), src_(src), dst_(dst), inverse_(1.0f / scale) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    byte_rows(frame, dst_, team, index, [&](int block, int y, uint8_t* dst) {
+  void run(const Frame& frame, Team& team) const override {
+    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
       const float* src = frame.arena + src_.at(block, y, 0);
       for (int i = 0; i < dst_.w * BLOCK; ++i) {
         dst[i] = std::isnan(src[i]) ? dst_.zero : to_byte(src[i] * inverse_, {dst_.zero, 0, 255});
@@ -259,8 +260,8 @@ class DequantizeOp final : public Op {
   DequantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
       : Op(std::move(name), "dequantize"), src_(src), dst_(dst), scale_(scale) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    for_rows(dst_, team, index, [&](int block, int y) {
+  void run(const Frame& frame, Team& team) const override {
+    for_rows(dst_, team, [&](int block, int y) {
       const uint8_t* src = frame.bytes() + src_.at(block, y, 0);
       float* dst = frame.arena + dst_.at(block, y, 0);
       for (int i = 0; i < dst_.w * BLOCK; ++i) dst[i] = static_cast<float>(src[i] - src_.zero) * scale_;
@@ -278,8 +279,12 @@ class InputU8Op final : public Op {
   InputU8Op(const Tensor& dst, const InputU8& input)
       : Op("input", "input_u8"), dst_(dst), input_(input), inverse_(1.0f / input.scale) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range rows = split(dst_.h, team.count(), index);
+  void run(const Frame& frame, Team& team) const override {
+    team.share(dst_.h, grain_of_bytes(dst_.pitch()), [&](Range rows) { read(frame, rows); });
+  }
+
+ private:
+  void read(const Frame& frame, Range rows) const {
     for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
       if (plain() && frame.kind == InputKind::pixels_u8) {
         rgb_row(static_cast<const uint8_t*>(frame.input) + ptrdiff_t{y} * dst_.w * 3, frame.bytes() + dst_.at(0, y, 0));
@@ -300,7 +305,6 @@ class InputU8Op final : public Op {
     clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
   }
 
- private:
   // The usual picture: RGB, for a convolution.
   bool plain() const { return dst_.image && dst_.c == 3 && !input_.swap; }
 

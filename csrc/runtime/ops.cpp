@@ -64,8 +64,14 @@ class InputOp final : public Op {
         pixels_(pixels),
         floats_(floats) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range rows = split(dst_.h, team.count(), index);
+  void run(const Frame& frame, Team& team) const override {
+    // A copy alone is not worth another core, which would have to fetch the picture from the caller's.
+    team.share(dst_.h, 8 * grain_of_bytes(dst_.pitch() * ptrdiff_t{sizeof(float)}),
+               [&](Range rows) { read(frame, rows); });
+  }
+
+ private:
+  void read(const Frame& frame, Range rows) const {
     const ptrdiff_t values = ptrdiff_t{dst_.w} * dst_.c;
     // Blocked tensors and reversed channels go through a row of their own; both are rare.
     const bool direct_rows = dst_.image && !swap_;
@@ -87,7 +93,6 @@ class InputOp final : public Op {
     clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
   }
 
- private:
   void read_row(const Frame& frame, ptrdiff_t y, ptrdiff_t values, float* row) const {
     const auto* f32 = static_cast<const float*>(frame.input);
     switch (frame.kind) {
@@ -141,17 +146,19 @@ class OutputOp final : public Op {
  public:
   explicit OutputOp(const Tensor& src) : Op("output", "output"), src_(src) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range rows = split(src_.h, team.count(), index);
-    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
-      for (int b = 0; b < src_.blocks(); ++b) {
-        const int lanes = src_.image ? src_.c : std::min(BLOCK, src_.c - b * BLOCK);
-        for (int x = 0; x < src_.w; ++x) {
-          const float* p = frame.arena + src_.at(b, y, x);
-          std::copy(p, p + lanes, frame.output + (ptrdiff_t{y} * src_.w + x) * src_.c + ptrdiff_t{b} * BLOCK);
+  void run(const Frame& frame, Team& team) const override {
+    const ptrdiff_t bytes = ptrdiff_t{src_.w} * src_.c * ptrdiff_t{sizeof(float)};
+    team.share(src_.h, grain_of_bytes(bytes), [&](Range rows) {
+      for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
+        for (int b = 0; b < src_.blocks(); ++b) {
+          const int lanes = src_.image ? src_.c : std::min(BLOCK, src_.c - b * BLOCK);
+          for (int x = 0; x < src_.w; ++x) {
+            const float* p = frame.arena + src_.at(b, y, x);
+            std::copy(p, p + lanes, frame.output + (ptrdiff_t{y} * src_.w + x) * src_.c + ptrdiff_t{b} * BLOCK);
+          }
         }
       }
-    }
+    });
   }
 
  private:

@@ -1,4 +1,4 @@
-// The ops: loops, blocking and static thread ranges over the kernels of a table. They know no intrinsics.
+// The ops: loops, blocking and the parts that threads take, over the kernels of a table. They know no intrinsics.
 #pragma once
 
 #include <algorithm>
@@ -82,9 +82,9 @@ class WeightStream {
     most_ -= lines;
     return piece;
   }
-  // Part `index` of `count` equal parts.
-  WeightStream part(ptrdiff_t index, ptrdiff_t count) const {
-    const ptrdiff_t all = lines(), begin = all * index / count;
+  // Parts [r.begin, r.end) of `count` equal ones.
+  WeightStream part(Range r, ptrdiff_t count) const {
+    const ptrdiff_t all = lines(), begin = all * r.begin / count;
     WeightStream s = *this;
     s.most_ = std::min(s.most_, all);
     for (ptrdiff_t skip = begin; skip > 0;) {
@@ -95,7 +95,7 @@ class WeightStream {
       skip -= step;
       if (s.left_ <= 0 && !s.go_on()) return {};
     }
-    s.most_ = all * (index + 1) / count - begin;
+    s.most_ = all * r.end / count - begin;
     s.left_ = std::min(s.left_, s.most_);
     return s;
   }
@@ -138,8 +138,8 @@ class Op {
  public:
   Op(std::string name, std::string kernel) : name(std::move(name)), kernel(std::move(kernel)) {}
   virtual ~Op() = default;
-  // The part of thread `index` of team.count(). All threads of the team call it, then meet at a barrier.
-  virtual void run(const Frame& frame, Team& team, int index) const = 0;
+  // All threads of the team call it, and share the work by Team::share; it is done when any of them returns.
+  virtual void run(const Frame& frame, Team& team) const = 0;
   // Memory that every thread of a run needs besides the arena.
   virtual ptrdiff_t scratch_floats() const { return 0; }
   // Memory that all threads of a run share, needed only if they are more than one.
@@ -220,18 +220,22 @@ OpPtr make_output(const Tensor& src);
 
 // --- shared by the ops ---------------------------------------------------------------------------------
 
-struct Range {
-  ptrdiff_t begin, end;
-};
+// How many units that move so many bytes each make a part. Half of a first-level cache takes about as long as ten
+// times what it costs to take a part; what is smaller is not worth another thread.
+inline ptrdiff_t grain_of_bytes(ptrdiff_t bytes) {
+  return std::max<ptrdiff_t>(16384 / std::max<ptrdiff_t>(bytes, 1), 1);
+}
 
-// Part `index` of `count` nearly equal parts of 0 .. n - 1.
-inline Range split(ptrdiff_t n, int count, int index) { return {n * index / count, n * (index + 1) / count}; }
+// The same for units of so many multiply-adds: two microseconds of a fast core.
+inline ptrdiff_t grain_of_macs(ptrdiff_t macs) { return std::max<ptrdiff_t>(200000 / std::max<ptrdiff_t>(macs, 1), 1); }
 
-// Calls f(block, y) for this thread's share of all rows of all blocks.
+// Calls f(block, y) for all rows of all blocks.
 template <class F>
-void for_rows(const Tensor& t, const Team& team, int index, F f) {
-  const Range part = split(ptrdiff_t{t.blocks()} * t.h, team.count(), index);
-  for (ptrdiff_t i = part.begin; i < part.end; ++i) f(static_cast<int>(i / t.h), static_cast<int>(i % t.h));
+void for_rows(const Tensor& t, Team& team, F f) {
+  const ptrdiff_t bytes = t.pitch() * (t.u8 ? 1 : ptrdiff_t{sizeof(float)});
+  team.share(ptrdiff_t{t.blocks()} * t.h, grain_of_bytes(bytes), [&](Range part) {
+    for (ptrdiff_t i = part.begin; i < part.end; ++i) f(static_cast<int>(i / t.h), static_cast<int>(i % t.h));
+  });
 }
 
 // Zeros the left and right padding of rows y.begin .. y.end - 1 of the given blocks; of bytes, fills it with the zero

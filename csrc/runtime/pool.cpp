@@ -10,14 +10,16 @@ class GlobalAvgPoolOp final : public Op {
   GlobalAvgPoolOp(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst)
       : Op(std::move(name), std::string("global_avg_pool_f32/") + table.isa), table_(table), src_(src), dst_(dst) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    const Range blocks = split(src_.blocks(), team.count(), index);
-    for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b) {
-      const int block = static_cast<int>(b);
-      table_.global_avg_pool(
-          {frame.arena + src_.at(block, 0, 0), src_.pitch(), src_.h, src_.w, frame.arena + dst_.at(block, 0, 0)});
-    }
-    clear_padding(frame.arena, dst_, blocks, {0, 1});
+  void run(const Frame& frame, Team& team) const override {
+    const ptrdiff_t bytes = src_.block_stride() * ptrdiff_t{sizeof(float)};
+    team.share(src_.blocks(), grain_of_bytes(bytes), [&](Range blocks) {
+      for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b) {
+        const int block = static_cast<int>(b);
+        table_.global_avg_pool(
+            {frame.arena + src_.at(block, 0, 0), src_.pitch(), src_.h, src_.w, frame.arena + dst_.at(block, 0, 0)});
+      }
+      clear_padding(frame.arena, dst_, blocks, {0, 1});
+    });
   }
 
  private:
@@ -36,8 +38,8 @@ class WindowPoolOp final : public Op {
         rows_(std::move(rows)),
         columns_(std::move(columns)) {}
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    for_rows(dst_, team, index, [&](int block, int y) {
+  void run(const Frame& frame, Team& team) const override {
+    for_rows(dst_, team, [&](int block, int y) {
       const PoolSpan& rows = rows_[static_cast<size_t>(y)];
       kernel_({frame.arena + src_.at(block, rows.begin, 0), src_.pitch(), rows.end - rows.begin, rows.count,
                columns_.data(), dst_.w, frame.arena + dst_.at(block, y, 0)});

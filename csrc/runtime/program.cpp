@@ -129,18 +129,17 @@ void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output,
   const Arena arena(*this, static_cast<size_t>(floats) * sizeof(float));
   float* const shared = arena.data() + arena_floats_;
   float* const scratch = shared + shared_floats;
-  run_parallel(threads, [&](Team& team, int index) {
+  run_parallel(threads, [&](Team& team) {
     const FlushDenormals flush;
     using Clock = std::chrono::steady_clock;
     auto last = Clock::now();
     for (ptrdiff_t i = 0; i < n; ++i) {
-      const Frame frame{arena.data(), scratch + index * scratch_floats_,
+      const Frame frame{arena.data(), scratch + team.index() * scratch_floats_,
                         shared,       static_cast<const char*>(input) + i * in_bytes,
                         kind,         output + i * out_values};
       for (size_t step = 0; step < ops_.size(); ++step) {
-        ops_[step]->run(frame, team, index);
-        team.barrier();
-        if (times != nullptr && index == 0) {
+        ops_[step]->run(frame, team);
+        if (times != nullptr && team.index() == 0) {
           const auto now = Clock::now();
           times[step] += std::chrono::duration<double>(now - last).count();
           last = now;

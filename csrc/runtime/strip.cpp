@@ -10,10 +10,10 @@
 // The ring holds as many rows as a strip needs, [block][row % rows][pad_left + w + pad_right][16]; rows that the next
 // strip needs again stay. The strip is [block][row][w][16].
 //
-// Threads: large maps are cut into ranges of output rows, and every thread has its own ring and strip (it computes
-// the one or two expanded rows at its upper border again). Small maps, where that is too much, are cut into panels of
-// channels up to the depthwise output, which all threads write into one strip for the whole map, and after a barrier
-// into parts of the last convolution.
+// Threads: large maps are cut into strips of output rows, and every thread has its own ring and strip (it computes
+// the one or two expanded rows at its upper border again, and those above a strip that it takes from another thread).
+// Small maps, where that is too much, are cut into panels of channels up to the depthwise output, which all threads
+// write into one strip for the whole map, and when that is complete into parts of the last convolution.
 #include <algorithm>
 #include <climits>
 #include <optional>
@@ -65,6 +65,7 @@ class StripOp final : public Op {
       const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
       flat_ = dense(dst) && (add == nullptr || dense(*add));
     }
+    rows_at_a_time_ = std::min(rows_, 8);
     pointers_ = static_cast<int>(any_ ? ptrdiff_t{rows_} * w.kh : rows_needed(rows_));
     // A group of channels is what one tile of the first convolution makes.
     if (spec.expand) {
@@ -87,25 +88,28 @@ class StripOp final : public Op {
 
   bool fetches_ahead() const override { return expand_.has_value() || project_.has_value(); }
 
-  void run(const Frame& frame, Team& team, int index) const override {
+  void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
     if (count == 1 || by_rows(count)) {
-      const Range rows = split(oh_, count, index);
       const Target target{frame.scratch, &strip_, project_ ? &*project_ : nullptr};
-      run_rows(frame, target, static_cast<int>(rows.begin), static_cast<int>(rows.end), {0, groups()});
+      const int each = count == 1 ? 1 : (oh_ + count * rows_at_a_time_ - 1) / (count * rows_at_a_time_);  // strips
+      Ring ring;
+      team.share(count * each, 1, [&](Range part) {
+        const int begin = strip_begin(part.begin, count, each), end = strip_begin(part.end, count, each);
+        run_rows(frame, target, ring, begin, end, {0, groups()});
+      });
       return;
     }
-    run_rows(frame, {frame.shared, &whole_, nullptr}, 0, oh_, split(groups(), count, index));
+    team.share(groups(), grain_of_macs(macs_of_group()), [&](Range part) {
+      Ring ring;
+      run_rows(frame, {frame.shared, &whole_, nullptr}, ring, 0, oh_, part);
+    });
     if (!project_) return;
-    team.barrier();
     const Target target{frame.shared, &whole_, &*project_whole_};
-    const auto n_panels = static_cast<ptrdiff_t>(project_->panels().size());
-    const ptrdiff_t n_tiles = tiles(0, oh_);
-    if ((n_panels + count - 1) / count * n_tiles <= (n_tiles + count - 1) / count * n_panels) {
-      project(frame, target, 0, oh_, {0, n_tiles}, split(n_panels, count, index));
-    } else {
-      project(frame, target, 0, oh_, split(n_tiles, count, index), {0, n_panels});
-    }
+    const bool share_panels = project_->weights().floats() > 4 * whole_.floats();
+    project_->share(
+        team, tiles(0, oh_), share_panels, next_weights,
+        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, p, ahead); });
   }
 
  private:
@@ -116,22 +120,45 @@ class StripOp final : public Op {
     const ConvKernel* project;
   };
 
+  // What the ring of a thread holds: rows below `end`, if the last output rows that were made from it end at `y`.
+  struct Ring {
+    bool cleared = false;
+    int y = -1, end = 0;
+  };
+
   ptrdiff_t groups() const { return static_cast<ptrdiff_t>(groups_.size()); }
+
+  // The first row of strip i of `each` a thread. The kernel makes two rows at once, so strips of a thread are even.
+  int strip_begin(ptrdiff_t i, int count, int each) const {
+    const Range all = split(oh_, count, static_cast<int>(i) / each);
+    const auto of_thread = static_cast<int>(split(all.end - all.begin, each, static_cast<int>(i) % each).begin);
+    return static_cast<int>(std::min(all.begin + (of_thread + 1) / 2 * 2, all.end));
+  }
+
+  ptrdiff_t macs_of_group() const {
+    const PackedWeights& w = *dw_.weights;
+    const ptrdiff_t filtered = ptrdiff_t{oh_} * ow_ * w.kh * w.kw * BLOCK * (groups_[0].end - groups_[0].begin);
+    if (!expand_) return 2 * filtered;  // they run at half of the speed
+    const Panel& panel = expand_->panels().front();
+    return 2 * filtered + ptrdiff_t{mid_.h} * mid_.w * expand_->weights().k(panel) * panel.width();
+  }
 
   // Whether the rows that threads compute twice are few enough.
   bool by_rows(int count) const {
     const int twice = expand_ ? (dw_.weights->kh - 1) * window_.dilation_h + 1 - window_.stride_h : 0;
-    return oh_ >= 4 * count && oh_ >= 28 && twice * (count - 1) * 25 <= mid_.h;
+    if (twice == 0) return oh_ >= 4 * count && oh_ >= 28;
+    return oh_ >= 4 * count && twice * (count - 1) * 7 <= mid_.h;
   }
 
   // Rows of the expanded map under n rows of the output.
   int rows_needed(int n) const { return (n - 1) * window_.stride_h + (dw_.weights->kh - 1) * window_.dilation_h + 1; }
 
-  void run_rows(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
+  void run_rows(const Frame& frame, const Target& target, Ring& ring, int y0, int y1, Range part) const {
     if (y0 >= y1 || part.begin == part.end) return;
     const Range blocks{groups_[static_cast<size_t>(part.begin)].begin, groups_[static_cast<size_t>(part.end - 1)].end};
-    if (expand_) clear_padding(frame.scratch, ring_, blocks, {0, ring_.h});
+    if (expand_ && !ring.cleared) clear_padding(frame.scratch, ring_, blocks, {0, ring_.h});
     int made = std::max(top(y0), 0);  // the first expanded row that is not in the ring
+    if (ring.y == y0) made = std::max(made, ring.end);
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
@@ -146,9 +173,13 @@ class StripOp final : public Op {
       if (!project_) {
         clear_padding(frame.arena, dst_, blocks, {y, end});
       } else if (target.project != nullptr) {
-        project(frame, target, y, end, {0, tiles(y, end)}, {0, static_cast<ptrdiff_t>(project_->panels().size())});
+        for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(project_->panels().size()); ++p) {
+          WeightsAhead ahead = target.project->ahead(p, next_weights);
+          project(frame, target, y, end, {0, tiles(y, end)}, p, ahead);
+        }
       }
     }
+    ring = {true, y1, made};
   }
 
   int top(int y) const { return y * window_.stride_h - window_.pad_top; }
@@ -161,7 +192,8 @@ class StripOp final : public Op {
     for (int y = y0; y < y1; ++y) {
       const float* a = frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
-      expand_->run({a, c, ring_.block_stride(), nullptr, 0, mid_.w}, all, expand_->rows(y), panel, ahead);
+      expand_->run({a, c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end)}, all, expand_->rows(y),
+                   panel, ahead);
     }
   }
 
@@ -208,26 +240,23 @@ class StripOp final : public Op {
     return flat_ ? project_->tiles((y1 - y0) * ow_) : ptrdiff_t{project_->tiles(ow_)} * (y1 - y0);
   }
 
-  void project(const Frame& frame, const Target& target, int y0, int y1, Range part, Range panels) const {
+  void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
+               WeightsAhead& ahead) const {
     const ConvKernel& kernel = *target.project;
     const int width = flat_ ? (y1 - y0) * ow_ : ow_;
     const ptrdiff_t per_row = kernel.tiles(width);
-    const ConvKernel::Rows rows = kernel.rows(0);
-    for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-      const Panel& panel = kernel.panels()[static_cast<size_t>(p)];
-      WeightsAhead ahead = kernel.ahead(p, next_weights);
-      for (ptrdiff_t row = part.begin / per_row; row * per_row < part.end; ++row) {
-        const int y = static_cast<int>(row);
-        const Range tiles{std::max(part.begin - row * per_row, ptrdiff_t{0}),
-                          std::min(part.end - row * per_row, per_row)};
-        if (!flat_ && tiles.begin == 0) {
-          clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
-        }
-        kernel.run(
-            {target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
-             has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr, add_.block_stride(), width},
-            tiles, rows, panel, ahead);
+    const Panel& panel = kernel.panels()[static_cast<size_t>(p)];
+    for (ptrdiff_t row = part.begin / per_row; row * per_row < part.end; ++row) {
+      const int y = static_cast<int>(row);
+      const Range tiles{std::max(part.begin - row * per_row, ptrdiff_t{0}),
+                        std::min(part.end - row * per_row, per_row)};
+      if (!flat_ && tiles.begin == 0) {
+        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
       }
+      kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
+                  has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr, add_.block_stride(), width,
+                  static_cast<int>(per_row)},
+                 tiles, kernel.rows(0), panel, ahead);
     }
   }
 
@@ -244,7 +273,7 @@ class StripOp final : public Op {
   Tensor whole_;         // in the shared memory
   Tensor add_;
   bool has_add_ = false, flat_ = false;
-  int rows_ = 1, ring_rows_ = 1, pointers_ = 0;
+  int rows_ = 1, rows_at_a_time_ = 1, ring_rows_ = 1, pointers_ = 0;
   std::vector<Range> groups_;  // blocks that are expanded and filtered together
 };
 

@@ -6,6 +6,8 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <random>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,73 +35,67 @@ inline void pause_cpu() {
 // After this many looks a waiting thread gives its core away: there may be more threads than cores.
 constexpr int SPINS_BEFORE_YIELD = 2000;
 
-std::atomic<int> spin_us{100};
+// Between two runs a caller spends 0.1 ms in Python where the caches are cold, and waking a thread takes as long.
+std::atomic<int> spin_us{500};
+// For so long without pause. After that everybody else comes first.
+constexpr std::chrono::microseconds SPIN_ALONE{100};
+std::atomic<int> worker_delay_us{0};
+
+void wait_a_little(int& spins) {
+  if (++spins < SPINS_BEFORE_YIELD) {
+    pause_cpu();
+  } else {
+    std::this_thread::yield();
+  }
+}
+
+void delay_worker() {
+  const int most = worker_delay_us.load(std::memory_order_relaxed);
+  if (most <= 0) return;
+  thread_local std::minstd_rand random(std::random_device{}());
+  std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int>(0, most)(random)));
+}
 
 class Pool {
  public:
   // False if another caller has the pool.
-  bool run(int threads, const std::function<void(Team&, int)>& job) {
+  bool run(int threads, const std::function<void(Team&)>& job) {
     std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
     grow(threads - 1);
-    SpinTeam team(static_cast<int>(std::min<size_t>(workers_.size() + 1, static_cast<size_t>(threads))));
-    const int helpers = team.count() - 1;
-    if (helpers == 0) {
-      job(team, 0);
+    const int count = static_cast<int>(std::min<size_t>(workers_.size() + 1, static_cast<size_t>(threads)));
+    if (count == 1) {
+      Team alone;
+      job(alone);
       return true;
     }
+    crew_.reset(count);
     job_ = &job;
-    team_ = &team;
-    finished_.store(0, std::memory_order_relaxed);
-    {
-      // The mutex is only for workers that sleep; one that spins sees the new epoch at once.
-      const std::lock_guard<std::mutex> lock(sleep_);
-      epoch_.store(
-          (epoch_.load(std::memory_order_relaxed) & ~COUNT_MASK) + COUNT_MASK + 1 + static_cast<uint64_t>(helpers),
-          std::memory_order_release);
+    const uint64_t last = state_.load(std::memory_order_relaxed);
+    state_.store((epoch(last) + 1) << EPOCH_SHIFT | OPEN | static_cast<uint64_t>(count - 1) << HELPERS_SHIFT,
+                 std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      { const std::lock_guard<std::mutex> lock(sleep_); }  // who is about to sleep has seen the run, or will be woken
+      wake_.notify_all();
     }
-    if (sleepers_.load(std::memory_order_acquire) > 0) wake_.notify_all();
-    job(team, 0);
+    Team team(crew_, 0);
+    job(team);
+    // All is done. Nobody may come any more; those who came see at their next look that nothing is left.
+    state_.fetch_and(~OPEN, std::memory_order_acq_rel);
     int spins = 0;
-    while (finished_.load(std::memory_order_acquire) < helpers) wait_a_little(spins);
+    while ((state_.load(std::memory_order_acquire) & JOINED_MASK) != 0) wait_a_little(spins);
     return true;
   }
 
   int size() const { return size_.load(std::memory_order_relaxed); }
 
  private:
-  class SpinTeam final : public Team {
-   public:
-    using Team::Team;
-    void barrier() override {
-      const unsigned generation = generation_.load(std::memory_order_relaxed);
-      if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count()) {
-        arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_release);
-        return;
-      }
-      int spins = 0;
-      while (generation_.load(std::memory_order_acquire) == generation) wait_a_little(spins);
-    }
-
-   private:
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> generation_{0};
-  };
-
-  static void wait_a_little(int& spins) {
-    if (++spins < SPINS_BEFORE_YIELD) {
-      pause_cpu();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-
   void grow(int helpers) {
     while (static_cast<int>(workers_.size()) < helpers) {
       const int index = static_cast<int>(workers_.size()) + 1;
       try {
-        workers_.emplace_back([this, index, seen = epoch_.load(std::memory_order_relaxed)] { work(index, seen); });
+        workers_.emplace_back(
+            [this, index, seen = epoch(state_.load(std::memory_order_relaxed))] { work(index, seen); });
       } catch (const std::system_error&) {
         break;  // the system allows no more threads: the run goes on with those there are
       }
@@ -110,39 +106,53 @@ class Pool {
   void work(int index, uint64_t seen) {
     const FlushDenormals flush;
     for (;;) {
-      const uint64_t epoch = wait_for_epoch(seen);
-      seen = epoch;
-      if (index <= static_cast<int>(epoch & COUNT_MASK)) {
-        (*job_)(*team_, index);
-        finished_.fetch_add(1, std::memory_order_release);
+      uint64_t state = wait_for_epoch(seen);
+      seen = epoch(state);
+      delay_worker();
+      if (index > helpers(state) || worker_delay_us.load(std::memory_order_relaxed) < 0) continue;
+      while (epoch(state) == seen && (state & OPEN) != 0) {
+        if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+          continue;
+        }
+        Team team(crew_, index);
+        (*job_)(team);
+        state_.fetch_sub(1, std::memory_order_release);
+        break;
       }
     }
   }
 
   uint64_t wait_for_epoch(uint64_t seen) {
     using Clock = std::chrono::steady_clock;
-    const auto until = Clock::now() + std::chrono::microseconds(spin_us.load(std::memory_order_relaxed));
+    const auto begin = Clock::now();
+    const std::chrono::microseconds most(spin_us.load(std::memory_order_relaxed));
     for (int i = 0;; ++i) {
-      const uint64_t epoch = epoch_.load(std::memory_order_acquire);
-      if (epoch != seen) return epoch;
+      const uint64_t state = state_.load(std::memory_order_acquire);
+      if (epoch(state) != seen) return state;
       pause_cpu();
-      if ((i & 31) == 31 && Clock::now() >= until) break;
+      if ((i & 31) != 31) continue;
+      const auto passed = Clock::now() - begin;
+      if (passed >= most) break;
+      if (passed >= SPIN_ALONE) std::this_thread::yield();
     }
     std::unique_lock<std::mutex> lock(sleep_);
-    sleepers_.fetch_add(1, std::memory_order_acq_rel);
-    wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
-    sleepers_.fetch_sub(1, std::memory_order_acq_rel);
-    return epoch_.load(std::memory_order_acquire);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(lock, [&] { return epoch(state_.load(std::memory_order_seq_cst)) != seen; });
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    return state_.load(std::memory_order_acquire);
   }
 
-  // epoch_: a counter of runs in the upper bits, the helpers of the newest run in the lower ones.
-  static constexpr uint64_t COUNT_MASK = 0xffff;
-  alignas(64) std::atomic<uint64_t> epoch_{0};
-  alignas(64) std::atomic<int> finished_{0};
-  std::atomic<int> sleepers_{0};
+  // Of the newest run: its number, whether workers may join it, how many, and how many are in it.
+  static constexpr uint64_t JOINED_MASK = 0xfff, OPEN = uint64_t{1} << 24;
+  static constexpr int HELPERS_SHIFT = 12, EPOCH_SHIFT = 25;
+  static uint64_t epoch(uint64_t state) { return state >> EPOCH_SHIFT; }
+  static int helpers(uint64_t state) { return static_cast<int>(state >> HELPERS_SHIFT & 0xfff); }
+
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<int> size_{0};
-  const std::function<void(Team&, int)>* job_ = nullptr;
-  Team* team_ = nullptr;
+  const std::function<void(Team&)>* job_ = nullptr;  // like crew_, only for those who have joined
+  Crew crew_;
   std::mutex busy_, sleep_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
@@ -169,13 +179,69 @@ Pool& pool() {
 
 }  // namespace
 
-void run_parallel(int threads, const std::function<void(Team&, int)>& job) {
+void Crew::reset(int count) {
+  if (slots_.size() < static_cast<size_t>(count)) slots_ = std::vector<Slot>(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) slots_[static_cast<size_t>(i)].word.store(0, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  count_ = count;
+}
+
+int Crew::take(uint32_t op, int parts, int index) {
+  for (int i = 0; i < count_; ++i) {
+    const int whose = index + i < count_ ? index + i : index + i - count_;
+    const int part = take_from(slots_[static_cast<size_t>(whose)], op, split(parts, count_, whose), i == 0);
+    if (part >= 0) return part;
+  }
+  return -1;
+}
+
+int Crew::take_from(Slot& slot, uint32_t op, Range all, bool owner) {
+  constexpr int OP_SHIFT = 33;
+  constexpr uint64_t OWNED = uint64_t{1} << 32;
+  constexpr uint32_t OP_MASK = 0x7fffffff;
+  const uint64_t fresh = uint64_t{op & OP_MASK} << OP_SHIFT | static_cast<uint64_t>(all.end - all.begin);
+  uint64_t word = slot.word.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint32_t behind = ((op & OP_MASK) - static_cast<uint32_t>(word >> OP_SHIFT)) & OP_MASK;
+    if (behind > OP_MASK / 2) return -1;  // the others are done with this op
+    uint64_t now = behind != 0 ? fresh : word;
+    const int begin = static_cast<int>(now >> 16 & 0xffff), end = static_cast<int>(now & 0xffff);
+    if (begin == end) return -1;
+    // An owner who has begun walks on from the front, and others take from the end; without one, the first who comes
+    // takes its place: parts that follow each other share rows and weights.
+    const bool front = owner || (now & OWNED) == 0;
+    now = front ? now + (uint64_t{1} << 16) : now - 1;
+    if (owner) now |= OWNED;
+    // The parts themselves hold nothing that must be seen with the word: what they read is older than this op.
+    if (slot.word.compare_exchange_weak(word, now, std::memory_order_relaxed)) {
+      return static_cast<int>(all.begin) + (front ? begin : end - 1);
+    }
+  }
+}
+
+void Crew::wait(int64_t total) const {
+  int spins = 0;
+  while (!done(total)) wait_a_little(spins);
+}
+
+int Team::begin(ptrdiff_t n, ptrdiff_t grain) {
+  constexpr ptrdiff_t MOST = 0xffff;  // parts of one thread
+  if (index_ > 0) delay_worker();
+  const ptrdiff_t each = (n + count_ - 1) / count_;
+  grain = std::max<ptrdiff_t>(grain, 1);
+  const ptrdiff_t parts = n <= grain ? 1 : count_ * std::min((each + grain - 1) / grain, MOST);
+  ++op_;
+  total_ += parts;
+  return static_cast<int>(parts);
+}
+
+void run_parallel(int threads, const std::function<void(Team&)>& job) {
   threads = std::min(std::max(threads, 1), MAX_THREADS);
   if (threads > 1) {
     if (pool().run(threads, job)) return;
   }
-  Team alone(1);
-  job(alone, 0);
+  Team alone;
+  job(alone);
 }
 
 int pool_size() {
@@ -183,6 +249,8 @@ int pool_size() {
   return p == nullptr ? 0 : p->size();
 }
 
-void set_spin_us(int us) { spin_us.store(us, std::memory_order_relaxed); }
+void set_spin_us(int us) { spin_us.store(std::max(us, 0), std::memory_order_relaxed); }
+
+void set_worker_delay_us(int us) { worker_delay_us.store(us, std::memory_order_relaxed); }
 
 }  // namespace fmn

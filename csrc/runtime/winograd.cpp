@@ -65,24 +65,27 @@ class WinogradOp final : public Op {
   }
   bool fetches_ahead() const override { return true; }
 
-  void run(const Frame& frame, Team& team, int index) const override {
+  void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
     const auto n_panels = static_cast<ptrdiff_t>(panels().size());
     if (count > 1 && n_tiles_ == chunk_ && n_panels >= count) {
-      const Range mine = split(src_.blocks(), count, index);
-      for (ptrdiff_t b = mine.begin; b < mine.end; ++b) read(frame, frame.shared, b, {0, n_tiles_});
-      team.barrier();
-      multiply_and_write(frame, frame.shared, {0, n_tiles_}, split(n_panels, count, index), true);
+      const ptrdiff_t bytes = n_tiles_ * ELEMENTS * BLOCK * ptrdiff_t{sizeof(float)};
+      team.share(src_.blocks(), grain_of_bytes(bytes), [&](Range mine) {
+        for (ptrdiff_t b = mine.begin; b < mine.end; ++b) read(frame, frame.shared, b, {0, n_tiles_});
+      });
+      team.share(n_panels, 1, [&](Range mine) { multiply_and_write(frame, frame.shared, {0, n_tiles_}, mine, true); });
       return;
     }
-    const Range mine = split(n_tiles_, count, index);
-    const ptrdiff_t chunks = (mine.end - mine.begin + chunk_ - 1) / chunk_;
-    for (ptrdiff_t i = 0; i < chunks; ++i) {
-      const Range part = split(mine.end - mine.begin, static_cast<int>(chunks), static_cast<int>(i));
-      const Range tiles{mine.begin + part.begin, mine.begin + part.end};
-      for (ptrdiff_t b = 0; b < src_.blocks(); ++b) read(frame, frame.scratch, b, tiles);
-      multiply_and_write(frame, frame.scratch, tiles, {0, n_panels}, i + 1 == chunks);
-    }
+    const ptrdiff_t own_end = split(n_tiles_, count, team.index()).end;
+    team.share(n_tiles_, std::min(chunk_, (n_tiles_ + count - 1) / count), [&](Range mine) {
+      const ptrdiff_t chunks = (mine.end - mine.begin + chunk_ - 1) / chunk_;
+      for (ptrdiff_t i = 0; i < chunks; ++i) {
+        const Range part = split(mine.end - mine.begin, static_cast<int>(chunks), static_cast<int>(i));
+        const Range tiles{mine.begin + part.begin, mine.begin + part.end};
+        for (ptrdiff_t b = 0; b < src_.blocks(); ++b) read(frame, frame.scratch, b, tiles);
+        multiply_and_write(frame, frame.scratch, tiles, {0, n_panels}, tiles.end == own_end);
+      }
+    });
   }
 
  private:
@@ -149,7 +152,7 @@ class WinogradOp final : public Op {
       const Panel& panel = panels()[static_cast<size_t>(p)];
       const ptrdiff_t k = src_.c, element = k * panel.width();
       WeightStream later;
-      if (last) later = next_weights.part(p, static_cast<ptrdiff_t>(panels().size()));
+      if (last) later = next_weights.part({p, p + 1}, static_cast<ptrdiff_t>(panels().size()));
       GemmArgs g;
       g.xs = BLOCK;
       g.segs = segments_.data();
