@@ -17,12 +17,21 @@ RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- speed table: begin", "<!-- speed table: end"
 
 
+#: Results that are read as they are.
+PLAIN = ("cold start", "pauses", "shares")
+
+
 def load(path: Path) -> dict:
     """A result document. Raises ValueError for a file that race.py, arm_mca.py or the layer benchmarks never wrote."""
     document = json.loads(path.read_text())
     if not isinstance(document, dict) or document.get("kind") not in ("race", "layers", "arm_mca"):
         raise ValueError(f"{path}: not a result of bench.race, of bench/test_layers.py or of bench.arm_mca")
     return document
+
+
+def is_plain(path: Path) -> bool:
+    document = json.loads(path.read_text())
+    return isinstance(document, dict) and document.get("kind") in PLAIN
 
 
 def write(path: Path, folder: Path) -> list[Path]:
@@ -67,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="only print one Markdown table of all races")
     parser.add_argument("--readme", type=Path, help="only put that table between the markers of this file")
     options = parser.parse_args(arguments)
-    files = options.files or sorted(RESULTS.glob("*.json"))
     try:
+        files = options.files or [f for f in sorted(RESULTS.glob("*.json")) if not is_plain(f)]
         if options.table or options.readme:
             table = readme_table(options.files or [f for f in files if load(f)["kind"] == "race"])
             if options.readme:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -60,7 +59,7 @@ def _draft(target: str) -> Iterator[tuple[BinaryIO, str]]:
 def _create(target: str) -> tuple[BinaryIO, str]:
     folder = os.path.dirname(target)
     for _ in range(_TRIES):
-        draft = os.path.join(folder, f".fastmobilenet-{secrets.token_hex(8)}")
+        draft = os.path.join(folder, f".fastmobilenet-{os.urandom(8).hex()}")
         with contextlib.suppress(FileExistsError):
             return open(draft, "xb"), draft
     raise FileExistsError(errno.EEXIST, "no name is left for a file beside it", target)

@@ -95,8 +95,9 @@ def test_caller_does_not_wait_for_workers_that_never_come(disturbed: None) -> No
 
     fastest(3)
     _native.set_worker_delay_us(-1)
-    # The same work, cut into more parts: not twice the time, which one worker's timeouts would be.
-    assert fastest(3) < 2 * max(fastest(1), fastest(1))
+    _native.set_spin_us(0)  # they shall not take the caller's core either
+    # The same work, cut into more parts. Other programs may disturb any of these.
+    assert any(fastest(3) < 1.5 * fastest(1) for _ in range(10))
 
 
 @pytest.mark.parametrize("spin", [0, SPIN_US])

@@ -41,6 +41,8 @@ class ConvOp final : public Op {
                   [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
   }
 
+  ptrdiff_t scratch_floats() const override { return through_ ? kernel_.through_floats(width_) : 0; }
+
   WeightStream first_weights() const override { return kernel_.stream(0); }
   bool fetches_ahead() const override { return true; }
 
@@ -54,8 +56,10 @@ class ConvOp final : public Op {
   void list_rows(const Tensor& src, const Tensor* add, const Window& window) {
     const PackedWeights& w = kernel_.weights();
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
-    const bool flat = w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h &&
-                      src.w == dst_.w && dense(src) && dense(dst_) && (add == nullptr || dense(*add));
+    const bool in_place =
+        w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h && src.w == dst_.w && dense(src);
+    through_ = in_place && !dense(dst_) && add == nullptr && kernel_.rows_waste(dst_.w);
+    const bool flat = through_ || (in_place && dense(dst_) && (add == nullptr || dense(*add)));
     width_ = flat ? dst_.h * dst_.w : dst_.w;
     for (int y = 0; y < (flat ? 1 : dst_.h); ++y) {
       rows_.push_back({src.at(0, kernel_.top(y), -window.pad_left), dst_.at(0, y, 0),
@@ -65,6 +69,15 @@ class ConvOp final : public Op {
 
   void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, WeightsAhead& ahead) const {
     const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
+    if (through_) {
+      const auto begin = [&](ptrdiff_t tile) {  // the first row that begins in this tile or behind
+        return (ConvKernel::first_pixel(width_, per_row, tile) + dst_.w - 1) / dst_.w;
+      };
+      clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {begin(tiles.begin), begin(tiles.end)});
+      kernel_.run_through(frame.scratch, frame.arena + rows_[0].a, width_, per_row, tiles, panel, dst_.w, ahead,
+                          [&](int block, int y) { return frame.arena + dst_.at(block, y, 0); });
+      return;
+    }
     for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
       const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),
                        std::min<ptrdiff_t>(tiles.end - y * per_row, per_row)};
@@ -82,6 +95,7 @@ class ConvOp final : public Op {
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
   int width_ = 0;                                     // pixels of a row
+  bool through_ = false;                              // by way of the scratch memory
   bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
 };
 

@@ -8,7 +8,7 @@ namespace fmn {
 
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec), src_h_(src.h) {
+    : spec_(spec), src_h_(src.h), table_panel_blocks_(table.panel_blocks) {
   const PackedWeights& w = *spec.weights;
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");

@@ -66,6 +66,8 @@ class StripOp final : public Op {
       flat_ = dense(dst) && (add == nullptr || dense(*add));
     }
     rows_at_a_time_ = std::min(rows_, 8);
+    through_ = expand_ && !src.image && src.pad_left + src.pad_right == 0 && src.h == mid_.h && src.w == mid_.w &&
+               expand_->rows_waste(mid_.w);
     pointers_ = static_cast<int>(any_ ? ptrdiff_t{rows_} * w.kh : rows_needed(rows_));
     // A group of channels is what one tile of the first convolution makes.
     if (spec.expand) {
@@ -76,7 +78,7 @@ class StripOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0);
+    return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
   }
 
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
@@ -125,6 +127,9 @@ class StripOp final : public Op {
     bool cleared = false;
     int y = -1, end = 0;
   };
+
+  // Behind ring and strip.
+  ptrdiff_t through_at() const { return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0); }
 
   ptrdiff_t groups() const { return static_cast<ptrdiff_t>(groups_.size()); }
 
@@ -188,6 +193,13 @@ class StripOp final : public Op {
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
     const Panel& panel = expand_->panels()[static_cast<size_t>(p)];
     WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights);
+    if (through_ && y0 < y1) {
+      const int count = (y1 - y0) * mid_.w, n = expand_->tiles(count);
+      expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, panel,
+                           mid_.w, ahead,
+                           [&](int block, int y) { return frame.scratch + ring_.at(block, (y0 + y) % ring_.h, 0); });
+      return;
+    }
     const Range all{0, expand_->tiles(mid_.w)};
     for (int y = y0; y < y1; ++y) {
       const float* a = frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
@@ -273,6 +285,7 @@ class StripOp final : public Op {
   Tensor whole_;         // in the shared memory
   Tensor add_;
   bool has_add_ = false, flat_ = false;
+  bool through_ = false;  // the expanded rows are made as one and copied into the ring
   int rows_ = 1, rows_at_a_time_ = 1, ring_rows_ = 1, pointers_ = 0;
   std::vector<Range> groups_;  // blocks that are expanded and filtered together
 };
