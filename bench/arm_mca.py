@@ -56,7 +56,16 @@ def build_flags(cmake: str) -> list[str]:
     if not (release and options and neon):
         raise ValueError("CMakeLists.txt does not give the flags of kernels/neon.cpp in the way that is expected here")
     fixed = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
-    return [*fixed, *release[1].split(), *options[1].split(), *neon[1].split()]
+    flags = [*fixed, *release[1].split(), *options[1].split()]
+    for flag in neon[1].split():
+        if variable := re.fullmatch(r"\$\{(\w+)\}", flag):
+            value = re.search(rf"set\({variable[1]} (-[^)]*)\)", cmake)
+            if value is None:
+                raise ValueError(f"CMakeLists.txt does not set {variable[1]} in the way that is expected here")
+            flags += value[1].split()
+        else:
+            flags.append(flag)
+    return flags
 
 
 def compile_kernels(folder: Path) -> tuple[Path, list[str]]:

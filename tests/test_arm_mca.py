@@ -68,6 +68,7 @@ def test_tiles_that_do_not_fit() -> None:
 def test_flags_are_those_of_the_build() -> None:
     flags = arm_mca.build_flags((REPOSITORY / "CMakeLists.txt").read_text())
     assert {"-O2", "-DNDEBUG", "-ffp-contract=off", "-march=armv8-a"} <= set(flags)
+    assert not [flag for flag in flags if "$" in flag]
     with pytest.raises(ValueError, match="does not give the flags"):
         arm_mca.build_flags("project(other)")
 

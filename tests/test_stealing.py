@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +110,25 @@ def test_workers_that_sleep_come_late(spin: int, disturbed: None) -> None:
     for pause in (0, 0, 0.001, 0.003, 0, 0.002) * 10:
         time.sleep(pause)
         assert np.array_equal(engine.run(x, threads=4, pixels=False), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_threads_that_stand_on_one_cpu(disturbed: None) -> None:
+    engine, x = Engine(grouped()), picture(80, 80)
+    expected = engine.run(x, threads=2, pixels=False)
+    before = os.sched_getaffinity(0)
+    tasks = [int(t) for t in os.listdir("/proc/self/task")]
+    masks = {t: os.sched_getaffinity(t) for t in tasks}
+    try:
+        for cpu in before:
+            for one in ({cpu}, before):  # all threads together on one CPU, then free to part
+                for t in tasks:
+                    os.sched_setaffinity(t, one)
+                for _ in range(5):
+                    assert np.array_equal(engine.run(x, threads=2, pixels=False), expected)
+    finally:
+        for t, mask in masks.items():
+            os.sched_setaffinity(t, mask)
 
 
 def test_two_callers_and_late_workers(disturbed: None) -> None:

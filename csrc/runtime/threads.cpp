@@ -19,6 +19,9 @@
 #include <pthread.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace fmn {
 
@@ -56,6 +59,14 @@ void delay_worker() {
   std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int>(0, most)(random)));
 }
 
+int current_cpu() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 class Pool {
  public:
   // False if another caller has the pool.
@@ -71,6 +82,7 @@ class Pool {
     }
     crew_.reset(count);
     job_ = &job;
+    caller_cpu_.store(current_cpu(), std::memory_order_relaxed);
     const uint64_t last = state_.load(std::memory_order_relaxed);
     state_.store((epoch(last) + 1) << EPOCH_SHIFT | OPEN | static_cast<uint64_t>(count - 1) << HELPERS_SHIFT,
                  std::memory_order_seq_cst);
@@ -105,8 +117,8 @@ class Pool {
 
   void work(int index, uint64_t seen) {
     const FlushDenormals flush;
-    for (;;) {
-      uint64_t state = wait_for_epoch(seen);
+    for (bool together = false;;) {
+      uint64_t state = wait_for_epoch(seen, together);
       seen = epoch(state);
       delay_worker();
       if (index > helpers(state) || worker_delay_us.load(std::memory_order_relaxed) < 0) continue;
@@ -119,13 +131,17 @@ class Pool {
         state_.fetch_sub(1, std::memory_order_release);
         break;
       }
+      const int cpu = current_cpu();
+      together = cpu >= 0 && cpu == caller_cpu_.load(std::memory_order_relaxed);
     }
   }
 
-  uint64_t wait_for_epoch(uint64_t seen) {
+  // together: this thread and the caller stand on one CPU, as two that were woken at once may. While both look busy the
+  // system takes tens of milliseconds to part them, many runs; a thread that sleeps is woken where there is room.
+  uint64_t wait_for_epoch(uint64_t seen, bool together) {
     using Clock = std::chrono::steady_clock;
     const auto begin = Clock::now();
-    const std::chrono::microseconds most(spin_us.load(std::memory_order_relaxed));
+    const std::chrono::microseconds most(together ? 0 : spin_us.load(std::memory_order_relaxed));
     for (int i = 0;; ++i) {
       const uint64_t state = state_.load(std::memory_order_acquire);
       if (epoch(state) != seen) return state;
@@ -150,7 +166,7 @@ class Pool {
 
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<int> size_{0};
+  std::atomic<int> size_{0}, caller_cpu_{-1};
   const std::function<void(Team&)>* job_ = nullptr;  // like crew_, only for those who have joined
   Crew crew_;
   std::mutex busy_, sleep_;
