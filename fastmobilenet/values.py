@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+import sys
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -50,7 +51,8 @@ def check_size(size: Any) -> tuple[int, int]:
 def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The array as one of NumPy's base class, without a copy. Raises TypeError for a masked array: the values under
     a mask mean nothing, and a network has no way to leave them out."""
-    if isinstance(array, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # np.ma would import it: 10 ms, and without it nobody has a masked array
+    if masked is not None and isinstance(array, masked.MaskedArray):
         raise TypeError(
             f"expected an array without a mask, got a masked {array.dtype} array of shape {array.shape}; "
             "say what stands for the masked values: x.filled(0)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,27 @@ print(graph.name)
 """
     done = run_python("-c", code)
     assert done.stdout == "mobilenetv2_035\n", done.stderr
+
+
+def test_a_first_run_loads_little(run_python: Run, tmp_path: Path) -> None:
+    """Of a .fmn file with floats: neither Pillow nor masked arrays, nor what only writers of files need."""
+    path = tmp_path / "network.fmn"
+    graph = fastmobilenet.models.build("mobilenetv2_035", input_size=(32, 32), classes=3)
+    fastmobilenet.Model(graph, 1).save(path)
+    code = """
+import sys
+import numpy as np
+before = set(sys.modules)
+import fastmobilenet as fm
+model = fm.Model.load(sys.argv[1], threads=1)
+layout = model.graph.input_layout
+model.run(np.zeros((1, 3, 32, 32) if layout == "NCHW" else (1, 32, 32, 3), np.float32))
+new = set(sys.modules) - before
+print(*sorted(new & {"PIL", "numpy.ma", "secrets", "asyncio", "fastmobilenet.models", "fastmobilenet.image"}))
+"""
+    done = run_python("-c", code, str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def test_names() -> None:
