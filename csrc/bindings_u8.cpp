@@ -150,6 +150,15 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
           py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("factors"),
           py::arg("requant"))
       .def(
+          "add_floats_u8",
+          [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, std::array<float, 3> f,
+             int added, std::array<int, 2> bounds) {
+            p.append(make_add_floats_u8(u8_table(isa), name, p.tensor(a), p.tensor(b), p.tensor(dst),
+                                        {f[0], f[1], f[2], added}, bounds[0], bounds[1]));
+          },
+          py::arg("isa"), py::arg("name"), py::arg("a"), py::arg("b"), py::arg("dst"), py::arg("factors"),
+          py::arg("added"), py::arg("bounds"))
+      .def(
           "mul_u8",
           [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, float factor,
              std::array<int, 3> r) {

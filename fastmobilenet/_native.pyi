@@ -128,6 +128,17 @@ class Program:
         factors: tuple[int, int, int],
         requant: tuple[int, int, int],
     ) -> None: ...
+    def add_floats_u8(
+        self,
+        isa: str,
+        name: str,
+        a: int,
+        b: int,
+        dst: int,
+        factors: tuple[float, float, float],
+        added: int,
+        bounds: tuple[int, int],
+    ) -> None: ...
     def mul_u8(
         self, isa: str, name: str, a: int, b: int, dst: int, factor: float, requant: tuple[int, int, int]
     ) -> None: ...

@@ -19,7 +19,7 @@ from .graph import Graph, Node, infer_shapes
 from .importers._limits import MAX_DILATION, MAX_FILE_ELEMENTS, MAX_PAD, MAX_STRIDE
 from .importers._text import quote
 from .quantization import Quant
-from .reference_u8 import ROUNDINGS
+from .reference_u8 import ADD_ROUNDINGS, ROUNDINGS
 
 #: Pixels of a pool's window in one direction, of an adaptive pool's output, channels of a normalisation.
 MAX_EXTENT = 1024
@@ -82,6 +82,7 @@ INDEX = Kind(_is_index, "channel numbers")
 ACTIVATION = Kind(lambda v: v is None or isinstance(v, Activation), "an activation")
 QUANT = Kind(lambda v: isinstance(v, Quant), "a scale and a zero point")
 ROUNDING = Kind(lambda v: v in ROUNDINGS, f"one of {', '.join(ROUNDINGS)}")
+ADD_ROUNDING = Kind(lambda v: v in tuple(ADD_ROUNDINGS), f"one of {', '.join(ADD_ROUNDINGS)}")
 NEEDED_ACTIVATION = Kind(lambda v: isinstance(v, Activation), "an activation")
 
 _POOL = {"kernel": pair(MAX_EXTENT), "stride": pair(MAX_STRIDE), "padding": PADDING, "ceil": FLAG, "quant": QUANT}
@@ -106,7 +107,7 @@ ATTRIBUTES: dict[str, dict[str, Kind]] = {
     },
     "batch_norm": {"epsilon": POSITIVE},
     "activation": {"activation": NEEDED_ACTIVATION, "quant": QUANT},
-    "add": {"activation": ACTIVATION, "quant": QUANT},
+    "add": {"activation": ACTIVATION, "quant": QUANT, "rounding": ADD_ROUNDING},
     "mul": {"activation": ACTIVATION, "quant": QUANT},
     "global_avg_pool": {"quant": QUANT, "rounding": ROUNDING},
     "avg_pool2d": {**_POOL, "count_padding": FLAG, "rounding": ROUNDING},

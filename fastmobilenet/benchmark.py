@@ -14,6 +14,7 @@ import numpy as np
 
 from .graph import count_macs, infer_shapes
 from .model import Model
+from .precision import of_graph
 from .values import check_count, check_size
 
 #: Runs before the clock starts: the first makes the plan and touches its memory, the rest warm the caches.
@@ -39,6 +40,7 @@ class Result:
     macs: int  # of one picture
     peak_gflops: float  # of all threads together: one thread's measured peak times their number
     times: tuple[float, ...]
+    precision: str = "fp32"  # or "int8", or "int8 and fp32"
 
     @property
     def minimum(self) -> float:
@@ -72,6 +74,7 @@ class Result:
             "batch": self.batch,
             "threads": self.threads,
             "isa": self.isa,
+            "precision": self.precision,
             "cpu": self.cpu,
             "macs": self.macs,
             "runs": len(self.times),
@@ -126,11 +129,12 @@ def benchmark(
         size=(h, w),
         batch=batch,
         threads=model.threads,
-        isa=model.isa,
+        isa=model._engine.isas,
         cpu=cpu_name(),
         macs=sum(count_macs(node, shapes) for node in graph.nodes),
         peak_gflops=peak * model.threads,
         times=tuple(times),
+        precision=of_graph(graph),
     )
 
 

@@ -40,7 +40,7 @@ quantize takes floats, or changes the scale of bytes). A conv2d or dense layer t
 with the attribute ``weight_zero``, an int32 bias in units of input scale * weight scale, and the param ``weight_scale``
 (1,) or (oc,); ``reference_u8.py`` says what it computes. A dequantize turns bytes into floats. A lookup takes the byte
 x to the byte table[x]: any function of one value. The attribute ``rounding`` of a global_avg_pool or avg_pool2d of
-bytes names another rule than the usual one (``reference_u8.ROUNDINGS``).
+bytes names another rule than the usual one (``reference_u8.ROUNDINGS``), of an add too (``ADD_ROUNDINGS``).
 
 The optional second input of conv2d and dense is added before the activation; passes.py puts it there, and the mean and
 std of the input too; importers do not.

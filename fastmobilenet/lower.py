@@ -16,6 +16,7 @@ from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, r
 from .layout import Arena, Layout, plan_arena
 from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
+from .precision import of_graph
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -66,6 +67,12 @@ class Engine:
     def weight_bytes(self) -> int:
         """Of its own. Plans may add to it: convolutions in Winograd's form have their weights a second time."""
         return self._store.nbytes
+
+    @property
+    def isas(self) -> str:
+        """The instruction sets whose kernels run: that of bytes, that of floats, or both."""
+        kinds = of_graph(self._graph)
+        return " and ".join(n for n, k in ((self._isa_u8, "int8"), (self.isa, "fp32")) if k in kinds)
 
     def _u8_layer(self, name: str) -> tuple[tuple[_native.PackedU8, str], Mapping[str, np.ndarray]]:
         return self._weights_u8[name], self._params_u8[name]

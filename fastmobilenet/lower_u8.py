@@ -11,7 +11,7 @@ from .errors import ModelError
 from .graph import Graph, Node, Shape, resolve_padding
 from .pools import pool_spans
 from .quantization import Quant
-from .reference_u8 import add_multipliers, lookup, mul_factor, softmax_table
+from .reference_u8 import ADD_ROUNDINGS, add_floats, add_multipliers, lookup, mul_factor, softmax_table
 
 
 def emit(
@@ -42,6 +42,10 @@ def emit(
     bounds = (y.zero, *y.bounds(node.activation if node.op != "activation" else None))
     if node.op in ("conv2d", "dense"):
         _convolution(program, node, src, dst, shapes, weights[node.name], bounds)
+    elif node.op == "add" and "rounding" in node.attrs:
+        added = ADD_ROUNDINGS[node.attrs["rounding"]]
+        factors = add_floats(source, graph[node.inputs[1]].attrs["quant"], y, added)
+        program.add_floats_u8(isa, node.name, src, ids[node.inputs[1]], dst, factors, added, bounds[1:])
     elif node.op == "add":
         a, b = (graph[s].attrs["quant"] for s in node.inputs)
         program.add_u8(isa, node.name, src, ids[node.inputs[1]], dst, add_multipliers(a, b, y), bounds)

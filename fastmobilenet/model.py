@@ -18,6 +18,7 @@ from .graph import Graph, count_parameters, infer_shapes
 from .lower import Engine, default_threads, without_data
 from .origin import Origin
 from .outputs import Named, check_names, ends_in_softmax, softmax
+from .precision import describe as describe_precision
 from .preprocess import Preprocess
 from .quantizing import Quantizing
 from .uses import Uses
@@ -372,6 +373,10 @@ class Model(Uses, Quantizing):
         return self._engine.isa
 
     @property
+    def _precision(self) -> str:
+        return describe_precision(self._engine.skeleton)
+
+    @property
     def _size(self) -> str:
         return "{}x{}".format(*self._graph.input_size)
 
@@ -383,7 +388,7 @@ class Model(Uses, Quantizing):
             f"  {self._size}x{self._graph.input_channels} -> {out}{names}, {self._parameters / 1e6:.2f} M parameters",
             f"  pictures: {self.preprocess.describe()}",
             f"  arrays: {arguments.float_shapes(self._graph)}",
-            f"  fp32, {values.counted(self._threads, 'thread')}, {self.isa}>",
+            f"  {self._precision}, {values.counted(self._threads, 'thread')}, {self._engine.isas}>",
         ]
         return "\n".join(lines)
 

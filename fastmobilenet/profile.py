@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .benchmark import WARM_UP, cpu_name
 from .graph import Graph, Node, Shape, count_macs, infer_shapes
 from .lower import Engine
+from .precision import of_graph, of_node
 from .roofline import BOUNDS, Rates, Work, find_bound, measure_peak, measure_rates
 from .values import check_count, counted
 
@@ -43,6 +44,7 @@ class Layer:
     work: Work
     bound: str  # a key of roofline.BOUNDS
     bound_seconds: float
+    precision: str = "fp32"  # or "int8"
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class Profile:
     rates: Rates
     walls: tuple[float, ...]  # of each run
     layers: tuple[Layer, ...]
+    precision: str = "fp32"  # or "int8", or "int8 and fp32"
 
     @property
     def seconds(self) -> float:
@@ -133,6 +136,7 @@ class Profile:
             "batch": self.batch,
             "threads": self.threads,
             "isa": self.isa,
+            "precision": self.precision,
             "cpu": self.cpu,
             "runs": len(self.walls),
             "ms": 1e3 * self.seconds,
@@ -155,6 +159,7 @@ class Profile:
             "nodes": list(layer.nodes),
             "ops": list(layer.ops),
             "kernel": layer.kernel,
+            "precision": layer.precision,
             "input": list(layer.input),
             "output": list(layer.output),
             "ms": 1e3 * layer.seconds,
@@ -188,7 +193,7 @@ class Profile:
         runs = counted(len(self.walls), "run")
         batch = "" if self.batch == 1 else f", one of {self.batch} pictures"
         return (
-            "{} at {}x{} on {}: fp32, {}, {}".format(self.model, *self.size, self.cpu, self.isa, threads),
+            "{} at {}x{} on {}: {}, {}, {}".format(self.model, *self.size, self.cpu, self.precision, self.isa, threads),
             f"fastest of {runs}{batch}: {1e3 * self.seconds:.3f} ms, {self.gflops:.1f} GFLOP/s, "
             f"{100 * self.share_of_peak():.0f} % of the peak of {self.rates.peak / 1e9:.0f}",
         )
@@ -203,15 +208,27 @@ class Profile:
         )
 
     def __str__(self) -> str:
-        head = ("ms", "time %", "GFLOP/s", "peak %", "maps KB", "weights KB", "output", "bound", "bound %", "kernel")
+        head = (
+            "ms",
+            "time %",
+            "GFLOP/s",
+            "peak %",
+            "maps KB",
+            "weights KB",
+            "output",
+            "bound",
+            "bound %",
+            "type",
+            "kernel",
+        )
         rows = [(*head, "layer"), *(self._row(layer) for layer in self.layers)]
-        rows.append((f"{1e3 * self.outside:.3f}", f"{100 * self.outside / self.seconds:.1f}", *[""] * 8, "(the call)"))
+        rows.append((f"{1e3 * self.outside:.3f}", f"{100 * self.outside / self.seconds:.1f}", *[""] * 9, "(the call)"))
         share, of_bound = (f"{100 * v:.0f}" for v in (self.share_of_peak(), self.bound_seconds / self.seconds))
         weights = sum(layer.work.weight_bytes for layer in self.layers)
         total = (f"{1e3 * self.seconds:.3f}", "100.0", f"{self.gflops:.1f}", share, "", _kilobytes(weights))
-        rows.append((*total, "", "", of_bound, "", "total"))
+        rows.append((*total, "", "", of_bound, "", "", "total"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))] + [0]
-        left = {head.index(name) for name in ("bound", "kernel")} | {len(head)}
+        left = {head.index(name) for name in ("bound", "type", "kernel")} | {len(head)}
         lines = [
             "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
             for row in rows
@@ -231,6 +248,7 @@ class Profile:
             "x".join(map(str, layer.output)),
             BOUNDS[layer.bound],
             f"{100 * layer.share_of_bound:.0f}",
+            layer.precision,
             layer.kernel,
             layer.name,
         )
@@ -276,11 +294,12 @@ def measure(engine: Engine, x: npt.NDArray[Any], *, threads: int, runs: int) -> 
         size=(h, w),
         batch=count,
         threads=threads,
-        isa=engine.isa,
+        isa=engine.isas,
         cpu=cpu_name(),
         rates=rates,
         walls=tuple(walls),
         layers=_layers(graph, shapes, x.itemsize, program.steps, table, int(np.argmin(walls)), rates),
+        precision=of_graph(graph),
     )
 
 
@@ -316,6 +335,7 @@ def _layers(
                 work=w,
                 bound=bound,
                 bound_seconds=seconds,
+                precision=of_node(group[-1]) if group else "fp32",
             )
         )
     return tuple(layers)
@@ -351,8 +371,10 @@ def _nodes_of(name: str, index: int, count: int, graph: Graph) -> tuple[Node, ..
 def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], input_itemsize: int) -> Work:
     """Every map counts once, however many nodes read it."""
 
+    byte_maps = {n.name for n in graph.nodes if "quant" in n.attrs}
+
     def size(name: str) -> int:
-        return FLOAT * math.prod(shapes[name])
+        return (1 if name in byte_maps else FLOAT) * math.prod(shapes[name])
 
     if not nodes:
         return Work(0, size(graph.output), size(graph.output), 0, 0)
@@ -365,5 +387,9 @@ def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], inpu
         input_bytes=sum(size(s) for s in {s for n in nodes for s in n.inputs if s not in own}),
         output_bytes=size(own[-1]),
         inner_bytes=sum(size(name) for name in own[:-1]),
-        weight_bytes=FLOAT * sum(v.size for n in nodes for v in n.params.values()),
+        weight_bytes=sum(
+            v.size * (1 if key in ("weight", "table") and n.name in byte_maps else FLOAT)
+            for n in nodes
+            for key, v in n.params.items()
+        ),
     )

@@ -8,6 +8,7 @@ to even, plus the zero point, clamped. Sums of two tensors (:func:`add`), means 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -109,12 +110,52 @@ def add(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.nda
     """((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift, plus zero, clamped: see :func:`add_multipliers`. In
     int32; the shift rounds down, so that halves go up."""
     y: Quant = node.attrs["quant"]
+    if "rounding" in node.attrs:
+        return _add_in_floats(node, quants, a, b)
     ma, mb, shift = add_multipliers(quants[0], quants[1], y)
     total = (a.astype(np.int32) - quants[0].zero) * ma + (b.astype(np.int32) - quants[1].zero) * mb
     total = (total + (1 << (shift - 1))) >> shift
     lo, hi = y.bounds(node.activation)
     clamped: np.ndarray = (total + y.zero).clip(lo, hi).astype(np.uint8)
     return clamped
+
+
+#: The attribute ``rounding`` of an add that is computed in floats, as ONNX Runtime does it on x86 with AVX2: what was
+#: added to the codes of the file to make bytes of them.
+ADD_ROUNDINGS = {"floats_u8": 0, "floats_s8": 128}
+
+
+def add_floats(a: Quant, b: Quant, y: Quant, added: int) -> tuple[float, float, float]:
+    """(ra, rb, rest) of an add in floats: the quotients of the scales, and zy - fma(ra, za, rb * zb) with the zeros of
+    the file's codes, in float32."""
+    with np.errstate(over="ignore"):
+        ra, rb = (np.float32(q.scale) / np.float32(y.scale) for q in (a, b))
+        za, zb, zy = (np.float32(q.zero - added) for q in (a, b, y))
+        return float(ra), float(rb), float(zy - _fma(za, ra, zb * rb))
+
+
+def _add_in_floats(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """rint(fma(a, ra, fma(b, rb, rest))) of the codes of the file, clamped: see :func:`add_floats`. The zero point of
+    the output comes before the rounding: an exact half becomes an even code."""
+    y: Quant = node.attrs["quant"]
+    added = ADD_ROUNDINGS[node.attrs["rounding"]]
+    ra, rb, rest = (np.float32(v) for v in add_floats(quants[0], quants[1], y, added))
+    x, z = (v.astype(np.float32) - np.float32(added) for v in (a, b))
+    total = np.rint(_fma(x, ra, _fma(z, rb, rest))) + added
+    clamped: np.ndarray = total.clip(*y.bounds(node.activation)).astype(np.uint8)
+    return clamped
+
+
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float32, rounded once. ``a`` are whole numbers of nine bits: the product is exact in float64, and
+    the sum is rounded to odd there, which the second rounding to float32 does not notice."""
+    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    total = product + c
+    rest = total - product
+    error = (product - (total - rest)) + (c - rest)  # exact: Knuth's sum of two
+    odd = (np.asarray(total).view(np.int64) & 1).astype(bool)
+    nudged = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where((error != 0) & ~odd, nudged, total).astype(np.float32)
 
 
 def mul(node: Node, quants: list[Quant], a: np.ndarray, b: np.ndarray) -> np.ndarray:

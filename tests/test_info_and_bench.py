@@ -46,7 +46,7 @@ def test_info_for_people(model_file: str, capsys: pytest.CaptureFixture[str]) ->
     assert lines[0].split() == ["model", "small"]
     assert "shorter side to size/0.875" in text
     first = next(line for line in lines if line.startswith("conv2d "))
-    assert first.split() == ["conv2d", "conv2d", "3x3", "/2", "+", "relu6", "16x16x12", "82,944", "336"]
+    assert first.split() == ["conv2d", "conv2d", "3x3", "/2", "+", "relu6", "fp32", "16x16x12", "82,944", "336"]
     assert any("depthwise 3x3 + relu6" in line for line in lines)
 
 
@@ -70,7 +70,7 @@ def test_info_of_a_size_that_does_not_fit(capsys: pytest.CaptureFixture[str], mo
         else n
         for n in graph.nodes
     )
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph.replace(nodes=nodes))
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, quantized=False: graph.replace(nodes=nodes))
     assert main(["info", str(tmp_path / "net.tflite"), "--size", "100"]) == 1
     assert "use a larger picture" in capsys.readouterr().err
 
@@ -117,7 +117,7 @@ def test_bench_of_what_fits_no_memory(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_labels_are_of_no_matter_to_bench(model_file: str, make_graph: Any, monkeypatch: Any, capsys: Any) -> None:
     graph = make_graph(labels=("too", "few"))
-    monkeypatch.setattr(importers, "load", lambda path, arch=None: graph)
+    monkeypatch.setattr(importers, "load", lambda path, arch=None, quantized=False: graph)
     assert main(["bench", "--model", model_file, "--seconds", "0.01"]) == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from fastmobilenet.importers import onnx
 from tests.onnx_files import OnnxWriter, field, fields, tensor, varint
+from tests.test_loader_robustness import check
 from tests.test_onnx_refused import HUGE, ones, refuse
 
 
@@ -157,3 +158,134 @@ def test_weights_that_are_no_numbers(value: float, how: str) -> None:
     else:
         y = w.op("Conv", w.input(1, 3, 8, 8), name)
     refuse(w.finish(y), r"initializer 'conv\.weight': weights that are infinite or not a number, read by node '/conv")
+
+
+# --- codes of bytes -------------------------------------------------------------------------------------
+
+
+def codes(w: OnnxWriter, scale: Any = 0.1, zero: Any = 128, name: str | None = None) -> str:
+    """The input as codes."""
+    scale = np.float32(scale) if isinstance(scale, float) else scale
+    zero = np.uint8(zero) if isinstance(zero, int) else zero
+    names = [w.constant(np.asarray(v)) for v in (scale, zero)]
+    return w.op("QuantizeLinear", w.input(1, 3, 8, 8), *names, output=name)
+
+
+@pytest.mark.parametrize(
+    "scale, zero, message",
+    [
+        (0.0, np.uint8(0), "input 1 has a scale that is no positive number"),
+        (-1.0, np.uint8(0), "input 1 has a scale that is no positive number"),
+        (float("nan"), np.uint8(0), "input 1 has a scale that is no positive number"),
+        (float("inf"), np.uint8(0), "input 1 has a scale that is no positive number"),
+        (1e-38, np.uint8(0), "the scale of a quantised tensor must be a positive number"),
+        (ones(3) * np.float32(0.1), np.zeros(3, np.uint8), "input 1 has 3 scales; supported is one"),
+        (ones(1, 1), np.uint8(0), r"input 1 should be a scale, or a list of such, not float32 \[1, 1\]"),
+        (ones(0), np.uint8(0), "input 1 should be a scale"),
+        (np.int32(3), np.uint8(0), "input 1 should be a scale, or a list of such, not int32"),
+        (0.1, np.int32(0), "codes of int32 are not supported for what is computed; uint8 and int8 are"),
+        (0.1, np.uint16(0), "codes of uint16 are not supported"),
+        (0.1, np.zeros(4, np.uint8), "input 2, uint8 .4., is no zero point for 1 scale"),
+        (0.1, ones(1), "input 2, float32 .1., is no zero point"),
+    ],
+)
+def test_scales_and_zero_points(scale: Any, zero: Any, message: str) -> None:
+    w = OnnxWriter()
+    y = w.op("DequantizeLinear", codes(w, scale, zero, "q"), w.constant(0.1), w.constant(np.array(1, np.uint8)))
+    refuse(w.finish(y), rf"node '/q' \(operator 0, QuantizeLinear\): {message}")
+
+
+def test_codes_are_no_numbers() -> None:
+    for kind, inputs in (("Relu", 1), ("Add", 2), ("GlobalAveragePool", 1), ("Cast", 1)):
+        w = OnnxWriter()
+        y = w.op(kind, *[codes(w)] * inputs, name="n", **({"to": 1} if kind == "Cast" else {}))
+        refuse(
+            w.finish(y), rf"node 'n' \(operator 1, {kind}\): input 0 holds codes of bytes; supported are a Dequantize"
+        )
+    w = OnnxWriter()
+    refuse(w.finish(codes(w, name="q")), "the output 'q' holds codes of bytes; supported is an output of floats")
+    w = OnnxWriter()
+    y = w.op("DequantizeLinear", w.op("Relu", w.input(1, 3, 8, 8)), w.constant(0.1))
+    refuse(w.finish(y), ".*input 0 holds floats; it should be made by a QuantizeLinear")
+    w = OnnxWriter()
+    q = codes(w)
+    y = w.op("Concat", q, w.op("Relu", "x"), axis=1, output="joined")
+    y = w.op("DequantizeLinear", w.op("MaxPool", y, kernel_shape=[1, 1]), w.constant(0.1))
+    refuse(w.finish(y), "tensor 'joined' joins codes of bytes with floats or with codes of another type")
+
+
+def test_types_of_codes_that_differ() -> None:
+    w = OnnxWriter()
+    y = w.op("DequantizeLinear", codes(w), w.constant(0.1), w.constant(np.array(0, np.int8)))
+    refuse(w.finish(y), ".*its zero point is not of the type of input 0")
+    w = OnnxWriter()
+    weight = w.constant(np.zeros((4, 3, 1, 1), np.int8))
+    weight = w.op("DequantizeLinear", weight, w.constant(0.1), w.constant(np.array(0, np.uint8)))
+    refuse(w.finish(w.op("Conv", w.input(1, 3, 8, 8), weight)), ".*its zero point is of uint8, its codes are of int8")
+
+
+@pytest.mark.parametrize(
+    "count, attrs, message",
+    [
+        (5, {"axis": 0}, r"5 scales do not fit axis 0 of \[4, 3, 1, 1\]"),
+        (4, {"axis": 1}, r"4 scales do not fit axis 1 of"),
+        (4, {"axis": HUGE}, r"4 scales do not fit axis 4611686018427387904"),
+        (4, {"axis": -9}, r"4 scales do not fit axis -9"),
+        (4, {"axis": 0, "block_size": 2}, "scales for blocks are not supported"),
+        (4, {"axis": 0, "output_dtype": 6}, "it makes int32; supported are floats"),
+    ],
+)
+def test_scales_of_weights(count: int, attrs: dict[str, int], message: str) -> None:
+    w = OnnxWriter()
+    weight = w.constant(np.zeros((4, 3, 1, 1), np.int8))
+    weight = w.op("DequantizeLinear", weight, w.constant(ones(count)), **attrs)
+    refuse(w.finish(w.op("Conv", w.input(1, 3, 8, 8), weight)), f".*DequantizeLinear.: {message}")
+
+
+def test_weights_of_other_codes() -> None:
+    for dtype in ("int64", "float32", "float16", "bool"):
+        w = OnnxWriter()
+        weight = w.op("DequantizeLinear", w.constant(np.zeros((4, 3, 1, 1), dtype)), w.constant(0.1))
+        refuse(w.finish(w.op("Conv", w.input(1, 3, 8, 8), weight)), ".*supported are codes of int8, uint8, int16")
+
+
+def test_operators_on_codes() -> None:
+    def qlinear(kind: str, *inputs: str, **attrs: Any) -> tuple[OnnxWriter, str]:
+        w = OnnxWriter()
+        q = codes(w)
+        known = {"q": q, "s": w.constant(0.1), "z": w.constant(np.array(128, np.uint8))}
+        known["w"] = w.constant(np.zeros((4, 3, 1, 1), np.int8))
+        known["wz"], known["b"] = w.constant(np.array(0, np.int8)), w.constant(np.zeros(3, np.int32))
+        domain = "" if kind in ("QLinearConv", "ConvInteger") else "com.microsoft"
+        return w, w.op(kind, *(known.get(name, name) for name in inputs), domain=domain, name="n", **attrs)
+
+    w, y = qlinear("QLinearConv", "q", "s", "z", "w", "s", "wz", "s")
+    refuse(w.finish(y), "the output .* holds codes")
+    w, y = qlinear("QLinearConv", "q", "s", "z", "w", "s", "wz", "s", "z", "w")
+    refuse(w.finish(y), ".*'n' .*: input 2 must have rank 1")
+    w, y = qlinear("QLinearConv", "q", "s", "z")
+    refuse(w.finish(y), ".*'n' .*: input 3 is missing")
+    w, y = qlinear("QLinearAdd", "q", "s", "z", "q", "s", "z", "", "z")
+    refuse(w.finish(y), ".*'n' .*: input 6, a scale, is missing")
+    w, y = qlinear("QLinearGlobalAveragePool", "q", "s", "z", "s", "z", channels_last=1)
+    refuse(w.finish(y), ".*channels_last is not supported")
+    w, y = qlinear("QLinearConcat", "s", "z", "q", axis=1)
+    refuse(w.finish(y), ".*'n' .*: input 3, a scale, is missing")
+    w, y = qlinear("QLinearNothing", "q")
+    refuse(
+        w.finish(y), r".*com\.microsoft::QLinearNothing\) is not supported; .*of com\.microsoft there are .*QLinearAdd"
+    )
+    for zero in ("b", "wz"):
+        w, y = qlinear("ConvInteger", "q", "w", zero)
+        refuse(w.finish(y), ".*'n' .*: input 2 should be one zero point of the type of input 0")
+
+
+def test_few_bytes_do_not_become_much() -> None:
+    """Constants are views of constants, and each DequantizeLinear makes floats of them."""
+    w = OnnxWriter()
+    weight = w.constant(np.zeros((64, 64, 3, 3), np.int8))
+    x = w.input(1, 64, 8, 8)
+    for _ in range(400):
+        x = w.op("Conv", x, w.op("DequantizeLinear", weight, w.constant(0.1)), pads=[1, 1, 1, 1])
+    data = w.finish(x)
+    assert check([data], run=False, load=onnx.load, trace=False) == (0, 1)

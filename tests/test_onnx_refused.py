@@ -32,9 +32,9 @@ def refuse(data: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     "kind, advice",
     [
-        ("LeakyRelu", "the nearest supported form is Relu; supported are Add, AveragePool, "),
+        ("Elu", "the nearest supported form is Relu; supported are Add, AveragePool, "),
         ("GlobalMaxPool", "the nearest supported form is GlobalAveragePool; "),
-        ("QLinearConv", "only float networks are: export it before it is quantised; "),
+        ("DynamicQuantizeLinear", "its scales come from each picture: quantise with .*quantize_static, "),
         ("Loop", "graphs in a graph are not: export with an input of fixed size; "),
         ("Floor", "it is on constants, not on what depends on the picture; supported are "),
         ("Nonsense", "supported are .*Unsqueeze$"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fastmobilenet.graph import Graph
 from fastmobilenet.importers import onnx
 from tests.onnx_files import OnnxWriter, Reference, entry, field, node, varint
+from tests.onnx_quantized import QuantizedWriter
 from tests.test_loader_robustness import check, flips, patience, try_to_load
 
 
@@ -84,6 +85,26 @@ def v3_like() -> bytes:
     return w.finish(w.op("Gemm", w.op("Mul", y, w.op("Sigmoid", y)), weights(4, 5)))
 
 
+def quantized_like(form: str) -> bytes:
+    """Every kind of layer on bytes, in one of the two forms, and codes that are cut, joined, padded and summed."""
+    w = QuantizedWriter(form, "int8" if form == "qdq" else "uint8", seed=15)
+    x = w.quantize(w.input(1, 3, 6, 6), w.quant(0.03, 128))
+    quant = w.quant(0.05, 110)
+    x = w.weighted("Conv", x, (4, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], quant=quant)
+    y = w.weighted("Conv", x, (4, 1, 3, 3), group=4, pads=[1, 1, 1, 1], bias=False)
+    x = w.layer("LeakyRelu", w.layer("Add", x, w.layer("Mul", y, w.layer("Sigmoid", x))), alpha=0.1, quant=quant)
+    x = w.note(w.op("Pad", x, w.constant([0, 0, 0, 1, 0, 0, 1, 0]), quant[1]), quant)
+    x = w.op("MaxPool", w.weighted("Conv", x, (4, 2, 2, 2), group=2, quant=quant), kernel_shape=[2, 2])
+    a, b = w.ops("Split", w.note(x, quant), w.constant([1, 3]), count=2, axis=1)
+    x = w.layer("Concat", w.note(b, quant), w.layer("AveragePool", w.note(a, quant), kernel_shape=[1, 1]), axis=1)
+    sums = w.op("ConvInteger", x, w.constant(np.ones((4, 4, 1, 1), np.int8)))
+    x = w.layer("Add", x, w.quantize(w.op("Mul", w.op("Cast", sums, to=1), w.constant(0.01))))
+    x = w.layer("Softmax", w.layer("GlobalAveragePool", x), axis=1, quant=quant)
+    x = w.note(w.op("Flatten", x), quant)
+    x = w.weighted("MatMul", w.weighted("Gemm", x, (4, 5), axis=1), (5, 3), axis=1, bias=False)
+    return w.finish(w.real(x))
+
+
 def relu6(w: OnnxWriter, x: str) -> str:
     return w.op("Clip", x, w.constant(0.0), w.constant(6.0))
 
@@ -120,11 +141,18 @@ def shuffle_like() -> bytes:
     return w.finish(w.op("MatMul", z, weights(7, 5)))
 
 
-SAMPLES = {"torch": torch_like(), "tensorflow": tensorflow_like(), "v3": v3_like(), "shuffle": shuffle_like()}
+SAMPLES = {
+    "torch": torch_like(),
+    "tensorflow": tensorflow_like(),
+    "v3": v3_like(),
+    "shuffle": shuffle_like(),
+    "qdq": quantized_like("qdq"),
+    "qlinear": quantized_like("qlinear"),
+}
 
 
 def load(data: bytes | bytearray) -> Graph:
-    return onnx.load(data)
+    return onnx.load(data, quantized=True)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -137,8 +165,8 @@ def test_every_prefix(name: str) -> None:
     """A message may end after any field: a few prefixes may be networks."""
     data = SAMPLES[name]
     loaded, refused = check((data[:n] for n in range(len(data))), trace=False, load=load)
-    # Without its metadata, the first is the same network.
-    assert (loaded, refused) == ((1, len(data) - 1) if name == "torch" else (0, len(data)))
+    # Without its metadata, the first is the same network; so are those that name a second opset at their end.
+    assert (loaded, refused) == ((1, len(data) - 1) if name in ("torch", "qdq", "qlinear") else (0, len(data)))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -147,7 +175,8 @@ def test_every_flipped_byte(name: str, pytestconfig: pytest.Config) -> None:
     slow = pytestconfig.getoption("--slow")
     masks = (0xFF, *(1 << bit for bit in range(8))) if slow else (0xFF,)
     # Emulated, a sample of them: the reader is plain Python, which does the same on every CPU.
-    places = range(0, min(len(data), 4096), 1 if slow else 5 if patience() < 4 else 23)
+    every = 41 if name in ("qdq", "qlinear") else 5  # those are many layers, which run in NumPy
+    places = range(0, min(len(data), 4096), 1 if slow else every if patience() < 4 else max(every, 23))
     loaded, refused = check(flips(data, places, masks), trace=False, load=load)
     assert refused > len(places) // 10
     assert loaded > len(places) // 10  # names, weights, unused fields

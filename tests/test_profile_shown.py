@@ -99,9 +99,9 @@ def test_the_table(figures: Profile) -> None:
     assert lines[0] == 'net & co at 4x5 on a "CPU": fp32, scalar, 2 threads'
     assert lines[1] == "fastest of 3 runs: 10.000 ms, 2.0 GFLOP/s, 10 % of the peak of 20"
     assert re.split(r"  +", lines[3].strip())[:5] == ["ms", "time %", "GFLOP/s", "peak %", "maps KB"]
-    compute = ["4.000", "40.0", "5.0", "25", "3.0", "0.5", "4x5x7", "compute", "25", "gemm_f32/scalar/4x16"]
+    compute = ["4.000", "40.0", "5.0", "25", "3.0", "0.5", "4x5x7", "compute", "25", "fp32", "gemm_f32/scalar/4x16"]
     assert re.split(r"  +", lines[4].strip()) == [*compute, "a/b/{x + y/z}"]
-    plain = ["5.000", "50.0", "0.0", "4x5x7", "L2 bandwidth", "20", "gemm_f32/scalar/4x16", "<b>"]
+    plain = ["5.000", "50.0", "0.0", "4x5x7", "L2 bandwidth", "20", "fp32", "gemm_f32/scalar/4x16", "<b>"]
     assert re.split(r"  +", lines[5].strip()) == plain
     assert lines[6].split() == ["1.000", "10.0", "(the", "call)"]
     assert lines[7].split() == ["10.000", "100.0", "2.0", "10", "0.5", "20", "total"]

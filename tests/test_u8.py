@@ -114,6 +114,8 @@ def test_everything_else(isa: str) -> None:
     x = conv(b, b.add("input", quant=INPUT), 3, 40, 3, 2)
     y = conv(b, x, 40, 40, groups=4)
     z = b.add("add", x, y, quant=q, activation=RELU6)
+    z = b.add("add", z, x, quant=Quant(1 / 32, 100), rounding="floats_u8")
+    z = b.add("add", x, z, quant=q, activation=RELU6, rounding="floats_s8")
     z = b.add("activation", z, activation=HARD_SWISH, quant=Quant(1 / 60, 10))
     s = b.add("global_avg_pool", z, quant=Quant(1 / 90, 3))
     s = b.add("activation", conv(b, s, 40, 40), activation=HARD_SIGMOID, quant=Quant(1 / 256, 0))

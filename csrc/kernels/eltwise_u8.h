@@ -54,6 +54,17 @@ void mul_u8(const EltU8Args& e) {
   });
 }
 
+// The sum of two tensors as ONNX Runtime computes it: one multiply-add after the other, each rounded once.
+void add_floats_u8(const EltU8Args& e) {
+  const Requantizer r(e.requant);
+  const VecI za = set1_i32(e.za), zb = set1_i32(e.zb);
+  const VecF ra = set1_f32(e.ra), rb = set1_f32(e.rb), rest = set1_f32(e.rest);
+  for_pixels(e, r, [&](const uint8_t* a, const uint8_t* b) {
+    const VecF first = fma_f32(to_float(sub_i32(load_u8(b), zb)), rb, rest);
+    return rounded(fma_f32(to_float(sub_i32(load_u8(a), za)), ra, first));
+  });
+}
+
 // sum[o] += bytes of `pixels` pixels of a row.
 void sum_u8(const uint8_t* src, ptrdiff_t pixels, int32_t* sum) {
   for (int v = 0; v < VECS; ++v) {

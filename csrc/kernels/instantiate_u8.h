@@ -25,12 +25,12 @@
         {3, 1, dw_u8<3, 1>}, {3, 2, dw_u8<3, 2>}, {5, 1, dw_u8<5, 1>}, {5, 2, dw_u8<5, 2>}, {0, 0, dw_u8_any}}; \
     }                                                                                                           \
     extern const U8Table table;                                                                                 \
-    const U8Table table = {#isa,         PANEL_BLOCKS,                                                          \
-                           OFFSET,       NEEDS_127,                                                             \
-                           gemm_entries, sizeof(gemm_entries) / sizeof(gemm_entries[0]),                        \
-                           dw_entries,   sizeof(dw_entries) / sizeof(dw_entries[0]),                            \
-                           add_u8,       mul_u8,                                                                \
-                           lookup_u8,    sum_u8,                                                                \
-                           u8_peak};                                                                            \
+    const U8Table table = {#isa,          PANEL_BLOCKS,                                                         \
+                           OFFSET,        NEEDS_127,                                                            \
+                           gemm_entries,  sizeof(gemm_entries) / sizeof(gemm_entries[0]),                       \
+                           dw_entries,    sizeof(dw_entries) / sizeof(dw_entries[0]),                           \
+                           add_u8,        mul_u8,                                                               \
+                           add_floats_u8, lookup_u8,                                                            \
+                           sum_u8,        u8_peak};                                                             \
   }                                                                                                             \
   }

@@ -35,6 +35,7 @@ inline VecF set1_f32(float x) { return vdupq_n_f32(x); }
 inline VecF to_float(VecI x) { return vcvtq_f32_s32(x); }
 inline VecF times(VecF a, VecF b) { return vmulq_f32(a, b); }
 inline VecF plus(VecF a, VecF b) { return vaddq_f32(a, b); }
+inline VecF fma_f32(VecF a, VecF b, VecF c) { return vfmaq_f32(c, a, b); }
 inline VecI rounded(VecF x) { return vcvtnq_s32_f32(x); }
 inline VecI load_u8(const uint8_t* p) {
   const int32x4_t bytes = {p[0], p[1], p[2], p[3]};

@@ -84,6 +84,9 @@ inline VecF times(VecF a, VecF b) {
 inline VecF plus(VecF a, VecF b) {
   return lanes([&](int i) { return a.v[i] + b.v[i]; });
 }
+inline VecF fma_f32(VecF a, VecF b, VecF c) {
+  return lanes([&](int i) { return std::fmaf(a.v[i], b.v[i], c.v[i]); });
+}
 inline VecI rounded(VecF x) {
   VecI y;
   for (int i = 0; i < 4; ++i) y.v[i] = static_cast<int32_t>(std::nearbyintf(x.v[i]));

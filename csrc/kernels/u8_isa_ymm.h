@@ -36,6 +36,7 @@ inline VecI shift_right(VecI x, int bits) { return _mm256_sra_epi32(x, _mm_cvtsi
 inline VecF to_float(VecI x) { return _mm256_cvtepi32_ps(x); }
 inline VecF times(VecF a, VecF b) { return _mm256_mul_ps(a, b); }
 inline VecF plus(VecF a, VecF b) { return _mm256_add_ps(a, b); }
+inline VecF fma_f32(VecF a, VecF b, VecF c) { return _mm256_fmadd_ps(a, b, c); }
 inline VecI rounded(VecF x) { return _mm256_cvtps_epi32(x); }
 // Sixteen tables of sixteen, one for each upper half of a byte. An index with its sign bit set gives 0.
 inline void lookup_u8(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table) {

@@ -27,7 +27,8 @@ void byte_rows(const Frame& frame, const Tensor& dst, Team& team, F f) {
 class BinaryU8Op final : public Op {
  public:
   BinaryU8Op(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
-             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant)
+             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant,
+             const AddFloats& floats)
       : Op(std::move(name), std::move(kernel)),
         run_(run),
         a_(a),
@@ -36,12 +37,16 @@ class BinaryU8Op final : public Op {
         one_pixel_(b.h * b.w == 1),
         factors_(factors),
         factor_(factor),
-        requant_(requant) {}
+        requant_(requant),
+        floats_(floats),
+        za_(floats.ra > 0 ? floats.added : a.zero),
+        zb_(floats.ra > 0 ? floats.added : b.zero) {}
 
   void run(const Frame& frame, Team& team) const override {
     byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
-      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
-            a_.zero, b_.zero, factors_.ma, factors_.mb, factors_.shift, factor_, dst, dst_.w, requant_});
+      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_, za_,
+            zb_, factors_.ma, factors_.mb, factors_.shift, factor_, dst, dst_.w, requant_, floats_.ra, floats_.rb,
+            floats_.rest});
     });
   }
 
@@ -52,6 +57,8 @@ class BinaryU8Op final : public Op {
   const AddFactors factors_;
   const float factor_;
   const Requant requant_;
+  const AddFloats floats_;
+  const int32_t za_, zb_;
 };
 
 class LookupU8Op final : public Op {
@@ -357,10 +364,12 @@ bool same_shape(const Tensor& a, const Tensor& b) {
 }
 
 OpPtr binary(std::string name, std::string kernel, void (*run)(const EltU8Args&), const Tensor& a, const Tensor& b,
-             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant) {
+             const Tensor& dst, const AddFactors& factors, float factor, const Requant& requant,
+             const AddFloats& floats = {}) {
   check(a.u8 && b.u8 && dst.u8 && same_shape(a, dst), name, "shapes differ");
   check(same_shape(b, dst) || (b.c == dst.c && b.h * b.w == 1 && !b.image), name, "shapes differ");
-  return std::make_unique<BinaryU8Op>(std::move(name), std::move(kernel), run, a, b, dst, factors, factor, requant);
+  return std::make_unique<BinaryU8Op>(std::move(name), std::move(kernel), run, a, b, dst, factors, factor, requant,
+                                      floats);
 }
 
 }  // namespace
@@ -378,6 +387,15 @@ OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const
   check(f.ma >= 0 && f.mb >= 0 && f.ma <= most && f.mb <= most && f.shift >= 1 && f.shift <= 30, name,
         "the factors are out of range");
   return binary(std::move(name), std::string("add_u8/") + table.isa, table.add, a, b, dst, f, 0, requant);
+}
+
+OpPtr make_add_floats_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                         const AddFloats& f, int lo, int hi) {
+  check(f.ra > 0 && f.rb > 0 && f.added >= 0 && f.added <= 128 && f.ra <= 1e4f && f.rb <= 1e4f &&
+            std::abs(f.rest) <= 1e7f,
+        name, "the scales of its inputs and of its output do not fit");
+  return binary(std::move(name), std::string("add_floats_u8/") + table.isa, table.add_floats, a, b, dst, {0, 0, 1}, 0,
+                {f.added, lo, hi}, f);
 }
 
 OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,

@@ -60,6 +60,13 @@ struct AddFactors {
 };
 OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   const AddFactors& factors, const Requant& requant);
+// dst = clamp(rint(fma(a - added, ra, fma(b - added, rb, rest))) + added); b may be one pixel.
+struct AddFloats {
+  float ra, rb, rest;
+  int32_t added;  // to the codes of the file
+};
+OpPtr make_add_floats_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
+                         const AddFloats& floats, int lo, int hi);
 // dst = clamp(rint((a - za) * (b - zb) * factor) + zero); b may be one pixel.
 OpPtr make_mul_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   float factor, const Requant& requant);

@@ -57,6 +57,7 @@ struct DwU8Args {
 
 // For `pixels` pixels of a block. Sums: ((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift; products:
 // rint((a - za) * (b - zb) * factor). Then plus zero, clamped. ma and mb are less than 2^21 + 1, |factor| at most 1e4.
+// Sums in floats: rint(fma(a - za, ra, fma(b - zb, rb, rest))) plus zero, clamped; |ra| and |rb| are at most 1e4.
 struct EltU8Args {
   const uint8_t* a;
   const uint8_t* b;
@@ -67,6 +68,7 @@ struct EltU8Args {
   uint8_t* dst;
   ptrdiff_t pixels;
   Requant requant;
+  float ra, rb, rest;
 };
 
 using GemmU8Fn = void (*)(const GemmU8Args&);
@@ -102,6 +104,7 @@ struct U8Table {
   int n_dw;
   void (*add)(const EltU8Args&);
   void (*mul)(const EltU8Args&);
+  void (*add_floats)(const EltU8Args&);
   // dst[i] = table[src[i]]; n is a multiple of 16.
   void (*lookup)(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table);
   // sum[o] += the bytes of `pixels` pixels of a row, for one block.

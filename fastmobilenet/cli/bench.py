@@ -83,7 +83,7 @@ def lines(result: Result) -> list[str]:
         [
             ("model", f"{printable(result.model)} at {h}x{w}, {result.macs / 1e6:.0f} M MACs a picture"),
             ("CPU", result.cpu),
-            ("runs", f"{len(result.times)}, batch {result.batch}, {threads}, {result.isa}, fp32"),
+            ("runs", f"{len(result.times)}, batch {result.batch}, {threads}, {result.isa}, {result.precision}"),
             ("minimum", time(result.minimum)),
             ("median", time(result.median)),
             ("throughput", f"{result.images_per_second:.1f} pictures/s at the median"),

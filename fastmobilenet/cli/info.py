@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(graph: Graph, size: tuple[int, int]) -> dict[str, Any]:
     """All that is shown, as plain data for JSON."""
     from ..graph import count_macs, count_parameters, infer_shapes, node_parameters
+    from ..precision import of_graph, of_node
 
     shapes = infer_shapes(graph, 1, *size)
     return {
@@ -60,11 +61,13 @@ def describe(graph: Graph, size: tuple[int, int]) -> dict[str, Any]:
         "parameters": count_parameters(graph),
         "macs": sum(count_macs(node, shapes) for node in graph.nodes),
         "preprocess": {**asdict(graph.preprocess), "description": graph.preprocess.describe()},
+        "precision": of_graph(graph),
         "labels": None if graph.labels is None else len(graph.labels),
         "layers": [
             {
                 "name": node.name,
                 "op": node.op,
+                "precision": of_node(node),
                 "inputs": list(node.inputs),
                 "output": list(shapes[node.name][1:]),
                 "macs": count_macs(node, shapes),
@@ -109,16 +112,17 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("output", "x".join(map(str, facts["output"]))),
         ("pictures", facts["preprocess"]["description"]),
         ("labels", labels),
+        ("precision", facts["precision"]),
         ("layers", len(layers)),
         ("parameters", f"{facts['parameters']:,}"),
         ("MACs", f"{facts['macs']:,}"),
     ]
-    rows: list[tuple[Any, ...]] = [("layer", "op", "output", "MACs", "parameters")]
+    rows: list[tuple[Any, ...]] = [("layer", "op", "precision", "output", "MACs", "parameters")]
     for layer in layers:
         output = "x".join(map(str, layer["output"]))
         macs, parameters = (f"{layer[key]:,}" if layer[key] else "" for key in ("macs", "parameters"))
-        rows.append((_shorten(layer["name"]), _op(layer), output, macs, parameters))
-    return [*table(head, set()), "", *table(rows, {2, 3, 4})]
+        rows.append((_shorten(layer["name"]), _op(layer), layer["precision"], output, macs, parameters))
+    return [*table(head, set()), "", *table(rows, {3, 4, 5})]
 
 
 def _shorten(name: str) -> str:

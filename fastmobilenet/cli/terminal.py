@@ -170,7 +170,7 @@ def load_graph(source: str, arch: str | None) -> tuple[Graph, bool]:
         return graph, False
     from .. import importers
 
-    return importers.load(source, arch=arch), True
+    return importers.load(source, arch=arch, quantized=True), True
 
 
 def _is_missing(path: str) -> bool:

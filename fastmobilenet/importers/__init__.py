@@ -51,7 +51,7 @@ def load(
     width, classes: None reads them from the shapes of the tensors.
     padding, epsilon: None takes the conventions of ``arch``.
 
-    quantized: what a .tflite file computes on bytes, the Graph computes on bytes too; else it is dequantised.
+    quantized: what a .tflite or .onnx file computes on bytes, the Graph does too; else it is dequantised.
 
     The file is read once; so are files in its folder where an .onnx file keeps its weights. The arrays of an .fmn file
     are views of the file (:func:`fastmobilenet.importers.fmn.load_file`). Raises FileNotFoundError,
@@ -80,7 +80,7 @@ def load(
         from . import onnx, tflite
 
         if kind == "onnx":
-            return onnx.load(data, name, folder=os.path.dirname(name) or os.curdir)
+            return onnx.load(data, name, folder=os.path.dirname(name) or os.curdir, quantized=quantized)
         return tflite.load(data, name, quantized=quantized)
     from . import safetensors, state_dict, torch
 

@@ -1,10 +1,11 @@
-"""ONNX files -> Graph: float networks as PyTorch, tf2onnx and others export them.
+"""ONNX files -> Graph: networks as PyTorch, tf2onnx and others export them, and as ONNX Runtime quantises them.
 
 Start reading here. protobuf.py reads the wire format; onnx_schema.py, onnx_operator.py, onnx_functions.py and
 onnx_tensors.py the container, onnx_external.py weights in other files; onnx_fold.py computes what is constant;
 onnx_ops.py and onnx_layers.py turn one operator into one node, and onnx_views.py those that compute nothing into none;
-onnx_values.py keeps track of axes and channels, and onnx_simplify.py joins what exporters took apart. No other library
-is needed.
+onnx_values.py keeps track of axes and channels, and onnx_simplify.py joins what exporters took apart. Of quantised
+files, onnx_quantized.py reads the operators and onnx_bytes.py makes nodes that compute on bytes. No other library is
+needed.
 
 **Layout.** An ONNX network computes on (n, c, h, w), and so do arrays given to the Graph, unless all that is done to
 the input is to transpose it from (n, h, w, c) first, as in networks converted from TensorFlow.
@@ -31,6 +32,7 @@ from ..preprocess import IMAGENET, TENSORFLOW, Preprocess
 from ._gates import is_affine
 from ._limits import DEFAULT_SIZE
 from ._text import quote
+from .onnx_bytes import to_bytes
 from .onnx_operator import Operator
 from .onnx_ops import translate
 from .onnx_schema import Input, OnnxFile
@@ -39,7 +41,9 @@ from .onnx_tensors import FLOATS, dtype_name
 from .onnx_translation import Translation
 
 #: Operators that may come between the input and the Transpose that makes it (n, c, h, w).
-_ELEMENTWISE = frozenset({"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Pad", "Sub"})
+_ELEMENTWISE = frozenset(
+    {"Add", "Cast", "Clip", "DequantizeLinear", "Div", "Identity", "Mul", "Pad", "QuantizeLinear", "Sub"}
+)
 
 _RAW_255 = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _RAW_1 = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -48,20 +52,28 @@ _RAW_1 = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 _MAX_SCALE_255 = 0.1
 
 
-def load(data: bytes | bytearray | memoryview, name: str = "model.onnx", *, folder: str | None = None) -> Graph:
+def load(
+    data: bytes | bytearray | memoryview,
+    name: str = "model.onnx",
+    *,
+    folder: str | None = None,
+    quantized: bool = False,
+) -> Graph:
     """The network in the bytes of an .onnx file.
 
     ``name`` is the file's name or path, for messages and for the Graph. ``folder`` is where the file lies: weights that
-    are stored in other files are read from there and from nowhere else; without it they are refused. Raises ModelError
-    for whatever is damaged or not supported. Work and memory are bounded by a small multiple of the size of the files.
+    are stored in other files are read from there and from nowhere else; without it they are refused. ``quantized``:
+    what the file computes on bytes the Graph does too (see onnx_quantized.py), else it is dequantised. Raises
+    ModelError for whatever is damaged or not supported. Work and memory are bounded by a small multiple of the size of
+    the files.
     """
     try:
-        return _read(OnnxFile(data, folder), name)
+        return _read(OnnxFile(data, folder), name, quantized)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 
 
-def _read(file: OnnxFile, name: str) -> Graph:
+def _read(file: OnnxFile, name: str, quantized: bool) -> Graph:
     if len(file.outputs) != 1:
         raise ModelError(f"the network has {len(file.outputs)} outputs; one is supported")
     operators = _needed(file)
@@ -71,19 +83,23 @@ def _read(file: OnnxFile, name: str) -> Graph:
     height, width = dims["h"] or DEFAULT_SIZE[0], dims["w"] or DEFAULT_SIZE[1]
     sizes = (dims["n"] or 1, height, width, dims["c"] or _channels(file, operators))
 
-    translation = Translation(file, dynamic=dims["h"] is None or dims["w"] is None)
+    translation = Translation(file, dynamic=dims["h"] is None or dims["w"] is None, quantized=quantized)
     translation.input(source.name, layout.lower(), sizes)
     for operator in operators:
         translate(translation, operator)
     output = _output(translation, file.outputs[0], layout.lower())
     nodes = simplify(translation.nodes.values(), output)
+    preprocess = _preprocess(nodes, sizes, layout)
+    if translation.bytes:
+        signed = all(codes.signed for codes in translation.bytes.values())
+        nodes, output = to_bytes(nodes, output, signed)
     graph = Graph(
         tuple(nodes),
         output,
         input_size=(height, width),
         input_channels=sizes[3],
         input_layout=layout,
-        preprocess=_preprocess(nodes, sizes, layout),
+        preprocess=preprocess,
         name=PurePath(name).name.removesuffix(".onnx"),
     )
     infer_shapes(graph, sizes[0], height, width)
@@ -145,8 +161,12 @@ def _layout(file: OnnxFile, source: Input) -> str:
 def _channels(file: OnnxFile, operators: list[Operator]) -> int:
     """The channels of an input that leaves them open: what the first convolution takes."""
     for operator in operators:
-        if operator.kind == "Conv" and len(operator.inputs) > 1:
-            shape = file.initializer_shape(operator.inputs[1])
+        if operator.kind in ("Conv", "QLinearConv") and len(operator.inputs) > 3 * (operator.kind == "QLinearConv") + 1:
+            weight = operator.inputs[1 if operator.kind == "Conv" else 3]
+            codes = next(
+                (o.inputs[0] for o in operators if o.kind == "DequantizeLinear" and weight in o.outputs), weight
+            )
+            shape = file.initializer_shape(codes)
             if shape is not None and len(shape) == 4 and shape[1] * operator.integer("group", 1) > 0:
                 return shape[1] * operator.integer("group", 1)
             break
@@ -156,6 +176,8 @@ def _channels(file: OnnxFile, operators: list[Operator]) -> int:
 def _output(translation: Translation, name: str, layout: str) -> str:
     """The node that makes the network's output."""
     value = translation.output(name)
+    if value is not None and any(node in translation.bytes for node, _ in value.nodes):
+        raise ModelError(f"the output {quote(name)} holds codes of bytes; supported is an output of floats")
     if value is None:
         raise ModelError(f"the output {quote(name)} must be a layer's, not a constant, a Pad or half of a mean")
     node = value.nodes[0][0]
@@ -174,6 +196,9 @@ def _preprocess(nodes: list[Node], sizes: Shape, layout: str) -> Preprocess:
     if sizes[3] != 3:
         return Preprocess()
     readers = [node for node in nodes if nodes[0].name in node.inputs]
+    for op in ("quantize", "dequantize"):
+        if len(readers) == 1 and readers[0].op == op:
+            readers = [node for node in nodes if readers[0].name in node.inputs]
     if len(readers) == 1 and readers[0].op == "gather_channels":  # RGB to BGR
         readers = [node for node in nodes if readers[0].name in node.inputs]
     if len(readers) == 1 and is_affine(readers[0]):

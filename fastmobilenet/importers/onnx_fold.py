@@ -41,7 +41,10 @@ def fold(file: OnnxFile, operator: Operator, inputs: Sequence[Constant | None]) 
     # Weights that are only laid out anew are still those of the file: errors name them so.
     names = [given[0].name] * len(arrays) if operator.kind in _SAME_VALUES else operator.outputs
     if all(c.sized is None for c in given):
-        return [Constant(array, name) for array, name in zip(arrays, names, strict=False)]
+        # One scale for all numbers holds wherever they are put.
+        coded = given[0].coded if operator.kind in _MOVES and operator.kind != "Concat" and given else None
+        coded = coded if coded is not None and coded.scale.size == 1 and coded.bias is None else None
+        return [Constant(array, name, coded=coded) for array, name in zip(arrays, names, strict=False)]
     masks = [None if _none(mask) else mask for mask in _sized(file, operator, inputs, arrays)]
     return [Constant(a, name, mask) for a, name, mask in zip(arrays, names, masks, strict=False)]
 

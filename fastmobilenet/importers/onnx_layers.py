@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from ._text import quote
 from .onnx_operator import Operator
 from .onnx_shapes import axes_of, positive_axes
 from .onnx_translation import Translation
-from .onnx_values import NO_PAD, Pending, Value, axes_named
+from .onnx_values import NO_PAD, Coded, Pending, Value, axes_named
 
 
-def _map(t: Translation, operator: Operator, *, pad: bool = False) -> Value:
-    """Input 0, which must be a map in ONNX's own order. Only with ``pad`` may a Pad be pending."""
-    x = t.value(operator, pending=("pad",) if pad else ())
+def _map(t: Translation, operator: Operator, *, pad: bool = False, codes: bool = False) -> Value:
+    """Input 0, which must be a map in ONNX's own order. Only with ``pad`` may a Pad be pending, and only with ``codes``
+    may it be of bytes."""
+    x = t.value(operator, pending=("pad",) if pad else (), codes=codes)
     if not x.fits("nchw"):
         operator.fail(f"its input {list(x.shape)} must be (batch, channels, height, width)")
     return replace(x, axes=tuple("nchw"))
@@ -89,9 +91,18 @@ def conv(t: Translation, operator: Operator) -> Value:
     dilation = _pair(operator, "dilations", MAX_DILATION)
     padding = _padding(t, operator, x, kernel, stride, dilation)
     groups = operator.integer("group", 1)
+    codes = _codes(t, operator, t.coded(operator, 1, axis=0))
     return t.emit(
-        operator, "conv2d", x, params=params, stride=stride, padding=padding, dilation=dilation, groups=groups
+        operator, "conv2d", x, params=params, stride=stride, padding=padding, dilation=dilation, groups=groups, **codes
     )
+
+
+def _codes(t: Translation, operator: Operator, weight: Coded | None) -> dict[str, Any]:
+    """The attribute of a layer whose weights were bytes: how they and the bias were stored. onnx_bytes.py takes it
+    off."""
+    if weight is None:
+        return {}
+    return {"codes": (weight, t.coded(operator, 2, axis=0) if t.tensor(operator, 2) is not None else None)}
 
 
 def _fill(x: Value) -> str:
@@ -125,7 +136,7 @@ def _check_window(operator: Operator, kernel: tuple[int, int]) -> None:
 
 
 def max_pool(t: Translation, operator: Operator) -> Value:
-    x = _map(t, operator, pad=True)
+    x = _map(t, operator, pad=True, codes=True)
     if x.pending is not None and x.pending.fill > _least(t, x):
         operator.fail(f"{_fill(x)}, which may be larger than a pixel; supported is -inf, and 0 behind a Relu")
     kernel, stride, padding, ceil = _window(t, operator, x)
@@ -135,7 +146,12 @@ def max_pool(t: Translation, operator: Operator) -> Value:
 
 def _least(t: Translation, x: Value) -> float:
     """A number that no value of the map is below."""
-    activation = t.nodes[x.nodes[0][0]].activation
+    node = t.nodes[x.nodes[0][0]]
+    if node.op == "dequantize":
+        node = t.nodes[node.inputs[0]]
+    codes, activation = t.bytes.get(node.name), node.activation
+    if codes is not None:
+        return -codes.quant.scale * codes.quant.zero
     if activation is None:
         return -math.inf
     return {"clamp": activation.lo, "hard_sigmoid": 0.0, "sigmoid": 0.0}.get(activation.kind, -math.inf)
@@ -161,7 +177,7 @@ def average_pool(t: Translation, operator: Operator) -> Value:
 
 
 def pad(t: Translation, operator: Operator) -> Value:
-    x = t.view(operator, pending=("pad",))
+    x = t.view(operator, pending=("pad",), codes=True)
     rank = len(x.axes)
     if operator.text("mode", "constant") != "constant":
         operator.fail(f"mode {quote(operator.text('mode'))} is not supported; constant is")
@@ -169,6 +185,13 @@ def pad(t: Translation, operator: Operator) -> Value:
         amounts, fill = operator.integers("pads"), operator.number("value")
     else:
         amounts, fill = t.integers(operator, 1), t.scalar(operator, 2) or 0.0
+    codes = {t.bytes.get(node) for node, _ in x.nodes}
+    for meaning in codes - {None}:
+        assert meaning is not None
+        fill += 128 * meaning.signed
+        if len(codes) > 1 or fill != meaning.quant.zero:
+            operator.fail(f"it pads bytes with {fill:g}; supported is their zero point, {meaning.quant.zero}")
+        fill = 0.0
     axes = t.integers(operator, 3)
     along = list(range(rank)) if axes is None else positive_axes(operator, axes, rank)
     if amounts is None or len(amounts) != 2 * len(along):
@@ -221,7 +244,9 @@ def gemm(t: Translation, operator: Operator) -> Value:
     x = t.value(operator)
     if operator.integer("transA"):
         operator.fail("transA is not supported")
-    weight = t.weight(operator, 1, rank=2, order=(0, 1) if operator.integer("transB") else (1, 0))
+    transposed = bool(operator.integer("transB"))
+    weight = t.weight(operator, 1, rank=2, order=(0, 1) if transposed else (1, 0))
+    codes = _codes(t, operator, t.coded(operator, 1, axis=0 if transposed else 1))
     params = {"weight": _times(operator, _channels_last(t, operator, x, weight), "alpha")}
     if t.tensor(operator, 2) is not None:
         bias = t.weight(operator, 2)
@@ -230,16 +255,19 @@ def gemm(t: Translation, operator: Operator) -> Value:
         if bias.size not in (1, len(weight)):
             operator.fail(f"the bias {list(bias.shape)} does not fit {len(weight)} outputs")
         params["bias"] = _times(operator, np.array(np.broadcast_to(bias.reshape(-1), len(weight))), "beta")
-    return _dense(t, operator, x, params)
+    return _dense(t, operator, x, params, codes)
 
 
 def matmul(t: Translation, operator: Operator) -> Value:
     x = t.value(operator)
     weight = t.weight(operator, 1, rank=2, order=(1, 0))
+    coded = t.coded(operator, 1, axis=1)
+    codes: dict[str, Any] = {} if coded is None else {"codes": (coded, None)}
     if len(x.axes) > 2 and x.channel_axis() == len(x.axes) - 1:
         params = {"weight": weight[:, None, None, :]}
-        return t.emit(operator, "conv2d", x, params=params, stride=(1, 1), padding=NO_PAD, dilation=(1, 1), groups=1)
-    return _dense(t, operator, x, {"weight": _channels_last(t, operator, x, weight)})
+        window: dict[str, Any] = {"stride": (1, 1), "padding": NO_PAD, "dilation": (1, 1), "groups": 1}
+        return t.emit(operator, "conv2d", x, params=params, **window, **codes)
+    return _dense(t, operator, x, {"weight": _channels_last(t, operator, x, weight)}, codes)
 
 
 def _channels_last(t: Translation, operator: Operator, x: Value, weight: np.ndarray) -> np.ndarray:
@@ -272,12 +300,12 @@ def _times(operator: Operator, values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _dense(t: Translation, operator: Operator, x: Value, params: dict[str, np.ndarray]) -> Value:
+def _dense(t: Translation, operator: Operator, x: Value, params: dict[str, np.ndarray], codes: dict[str, Any]) -> Value:
     before = t.nodes[x.nodes[0][0]]
     if not t.dynamic and before.op == "avg_pool2d" and before.attrs["kernel"] == before.attrs["stride"] == (1, 1):
         # A mean over one pixel is what PyTorch exports an adaptive pool as, where the map already has its size.
         t.nodes[before.name] = replace(before, op="adaptive_avg_pool2d", attrs={"size": x.sizes[1:3]})
-    return replace(t.emit(operator, "dense", x, params=params), axes=("n", "c"), channels=None)
+    return replace(t.emit(operator, "dense", x, params=params, **codes), axes=("n", "c"), channels=None)
 
 
 # --- others ---------------------------------------------------------------------------------------------

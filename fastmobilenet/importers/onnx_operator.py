@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -86,6 +87,12 @@ class Operator:
     def __str__(self) -> str:
         kind = self.kind if self.domain in DOMAINS else f"{self.domain}::{self.kind}"
         return f"node {quote(self.label)} (operator {self.index}, {kind})"
+
+    def renamed(self, kind: str, inputs: Sequence[str], outputs: Sequence[str]) -> Operator:
+        """An operator of another kind with these tensors, and the name and attributes of this one."""
+        other = copy(self)
+        other.kind, other.inputs, other.outputs = kind, tuple(inputs), tuple(outputs)
+        return other
 
     def fail(self, text: str) -> NoReturn:
         raise ModelError(f"{self}: {text}")

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ModelError
 from ..graph import SIGMOID, SWISH, Activation
 from . import onnx_layers as layers
+from . import onnx_quantized as quantized
 from . import onnx_views as views
 from ._gates import affine
 from ._text import quote
@@ -33,15 +34,16 @@ def translate(t: Translation, operator: Operator) -> None:
     outputs = [name for name in operator.outputs if name]
     if not outputs or any(t.knows(name) for name in outputs):
         operator.fail(f"its output {quote(outputs[0] if outputs else '')} has no name of its own")
-    if operator.domain not in DOMAINS:
+    table = _TRANSLATE if operator.domain in DOMAINS else _OTHERS.get(operator.domain, {})
+    if operator.domain not in DOMAINS and operator.kind not in table:
         raise _unsupported(operator)
     t.file.allowance.step(len(operator.inputs))
     inputs = [t.tensor(operator, k) for k in range(len(operator.inputs))]
     constants = [v for v in inputs if v is None or isinstance(v, Constant)]
-    if len(constants) == len(inputs) and can_fold(operator):
+    if len(constants) == len(inputs) and can_fold(operator) and operator.kind not in _QUANTIZED:
         t.define(operator, fold(t.file, operator, constants))
-    elif operator.kind in _TRANSLATE:
-        result = _TRANSLATE[operator.kind](t, operator)
+    elif operator.kind in table:
+        result = table[operator.kind](t, operator)
         t.define(operator, result if isinstance(result, list) else [result])
     else:
         raise _unsupported(operator)
@@ -50,6 +52,8 @@ def translate(t: Translation, operator: Operator) -> None:
 def _unsupported(operator: Operator) -> ModelError:
     if operator.domain not in DOMAINS:
         advice = "only ONNX's own operators are, and functions of the file made of them: export without optimisations"
+        if operator.domain in _OTHERS:
+            advice += f"; of {operator.domain} there are {', '.join(_OTHERS[operator.domain])}"
     elif can_fold(operator):
         advice = f"it is on constants, not on what depends on the picture; supported are {', '.join(_TRANSLATE)}"
     else:
@@ -201,6 +205,22 @@ def _swish(t: Translation, operator: Operator) -> Value:
     return _activate(t, operator, SWISH)
 
 
+def _leaky_relu(t: Translation, operator: Operator) -> Value:
+    """max(x, 0) + alpha * min(x, 0)"""
+    x, name = t.value(operator), operator.outputs[0]
+    alpha = operator.number("alpha", 0.01)
+    above, below = (
+        t.emit(operator, "activation", x, name=f"{name}/{k}", activation=Activation("clamp", *bounds))
+        for k, bounds in (("above", (0.0, np.inf)), ("below", (-np.inf, 0.0)))
+    )
+    t.file.allowance.take(4 * x.sizes[3])
+    params = affine(alpha, 0.0, x.sizes[3])
+    if not np.isfinite(params["gamma"]).all():
+        operator.fail(f"alpha must be finite, not {alpha:g}")
+    scaled = t.emit(operator, "batch_norm", below, name=f"{name}/scaled", params=params, epsilon=0.0)
+    return t.emit(operator, "add", above, scaled)
+
+
 def _softmax(t: Translation, operator: Operator) -> Value:
     x = t.value(operator)
     letters, rank = x.letters(), len(x.axes)
@@ -223,6 +243,8 @@ _TRANSLATE: dict[str, Callable[[Translation, Operator], Tensor | list[Tensor]]] 
     "Clip": _clip,
     "Concat": views.concat,
     "Conv": layers.conv,
+    "ConvInteger": quantized.of_integers("Conv", layers.conv),
+    "DequantizeLinear": quantized.dequantize_linear,
     "Div": _divide,
     "Dropout": views.dropout,
     "Expand": views.expand,
@@ -234,12 +256,17 @@ _TRANSLATE: dict[str, Callable[[Translation, Operator], Tensor | list[Tensor]]] 
     "HardSwish": lambda t, operator: _activate(t, operator, Activation("hard_swish")),
     "Identity": views.identity,
     "LRN": layers.lrn,
+    "LeakyRelu": _leaky_relu,
     "MatMul": layers.matmul,
+    "MatMulInteger": quantized.of_integers("MatMul", layers.matmul),
     "Max": _bound,
     "MaxPool": layers.max_pool,
     "Min": _bound,
     "Mul": _multiply,
     "Pad": layers.pad,
+    "QLinearConv": quantized.qlinear_conv,
+    "QLinearMatMul": quantized.qlinear_matmul,
+    "QuantizeLinear": quantized.quantize_linear,
     "ReduceMean": layers.reduce_mean,
     "Relu": lambda t, operator: _clamp(t, operator, t.value(operator), 0.0, None),
     "Reshape": views.reshape,
@@ -258,25 +285,43 @@ _TRANSLATE: dict[str, Callable[[Translation, Operator], Tensor | list[Tensor]]] 
     "Unsqueeze": views.unsqueeze,
 }
 
-_FLOAT_NETWORK = "only float networks are: export it before it is quantised"
+#: Operators of other domains: those of ONNX Runtime's quantiser.
+_OTHERS: dict[str, dict[str, Callable[[Translation, Operator], Tensor | list[Tensor]]]] = {
+    "com.microsoft": {
+        "DequantizeLinear": quantized.dequantize_linear,
+        "QGemm": quantized.qgemm,
+        "QLinearAdd": quantized.of_two("Add", _add),
+        "QLinearAveragePool": quantized.of_one("AveragePool", layers.average_pool),
+        "QLinearConcat": quantized.qlinear_concat,
+        "QLinearConv": quantized.qlinear_conv,
+        "QLinearGlobalAveragePool": quantized.of_one("GlobalAveragePool", layers.global_average_pool),
+        "QLinearLeakyRelu": quantized.of_one("LeakyRelu", _leaky_relu),
+        "QLinearMul": quantized.of_two("Mul", _multiply),
+        "QLinearReduceMean": quantized.of_one("ReduceMean", layers.reduce_mean),
+        "QLinearSigmoid": quantized.of_one("Sigmoid", lambda t, operator: _activate(t, operator, SIGMOID)),
+        "QLinearSoftmax": quantized.of_one("Softmax", _softmax),
+        "QuantizeLinear": quantized.quantize_linear,
+    }
+}
+
+#: Operators that are not computed as other constants are: their output remembers what it was.
+_QUANTIZED = ("DequantizeLinear", "QuantizeLinear")
+
+_STATIC = (
+    "its scales come from each picture: quantise with onnxruntime.quantization.quantize_static, or load the float file"
+)
 _FIXED_INPUT = "graphs in a graph are not: export with an input of fixed size"
 _NEAREST = "the nearest supported form is {}"
 _ADVICE = {
-    "ConvInteger": _FLOAT_NETWORK,
     "ConvTranspose": _NEAREST.format("Conv"),
-    "DequantizeLinear": _FLOAT_NETWORK,
-    "DynamicQuantizeLinear": _FLOAT_NETWORK,
+    "DynamicQuantizeLinear": _STATIC,
     "Elu": _NEAREST.format("Relu"),
     "Gelu": _NEAREST.format("Relu"),
     "GlobalMaxPool": _NEAREST.format("GlobalAveragePool"),
     "If": _FIXED_INPUT,
     "InstanceNormalization": _NEAREST.format("BatchNormalization"),
-    "LeakyRelu": _NEAREST.format("Relu"),
     "LogSoftmax": _NEAREST.format("Softmax"),
     "Loop": _FIXED_INPUT,
     "PRelu": _NEAREST.format("Relu"),
-    "QLinearConv": _FLOAT_NETWORK,
-    "QLinearMatMul": _FLOAT_NETWORK,
-    "QuantizeLinear": _FLOAT_NETWORK,
     "ReduceSum": _NEAREST.format("ReduceMean"),
 }

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import ModelError
-from ..graph import MAX_INPUTS, OPS, Node
+from ..graph import MAX_INPUTS, OPS, Activation, Node
+from ..quantization import Quant
 from ._limits import MAX_FILE_ELEMENTS
 from ._text import quote
 from .onnx_operator import Operator
 from .onnx_schema import OnnxFile
 from .onnx_shapes import integers
 from .onnx_tensors import FLOATS, MAX_RANK, dtype_name
-from .onnx_values import NO_PAD, Constant, Value
+from .onnx_values import NO_PAD, Coded, Constant, Value
 
 #: A sequence of tensors is a tuple.
 Tensor = Value | Constant | tuple[Value, ...]
@@ -29,6 +30,11 @@ _SUPPORTED = {
 }
 ANY_PENDING = tuple(_SUPPORTED)
 
+#: Ops that compute nothing with their inputs' values, which may be codes.
+_OF_CODES = ("concat", "gather_channels", "max_pool2d")
+#: Changes nothing.
+_ANY = Activation("clamp")
+
 #: What a channel that is spelled out costs, in elements of constants: a number of 8 bytes in arrays, made a few times;
 #: or in a tuple.
 _COST_OF_CHANNEL = 4
@@ -37,16 +43,28 @@ _COST_OF_INDEX = 16
 _COST_OF_NODE = 5
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """What the codes of a tensor stand for. ``signed``: in the file they are int8."""
+
+    quant: Quant
+    signed: bool
+
+
 class Translation:
     """The nodes so far, and what in them the tensors of the file are.
 
-    ``dynamic`` says that the file leaves the picture's size open.
+    ``dynamic`` says that the file leaves the picture's size open. ``quantized``: what the file computes on bytes the
+    nodes do too; else it is dequantised. ``bytes``: the nodes that stand for tensors of codes.
     """
 
-    def __init__(self, file: OnnxFile, dynamic: bool) -> None:
+    def __init__(self, file: OnnxFile, dynamic: bool, quantized: bool = True) -> None:
         self.file = file
         self.dynamic = dynamic
+        self.quantized = quantized
+        self.bytes: dict[str, Bytes] = {}
         self.nodes: dict[str, Node] = {}
+        self._reals: dict[tuple[str, Bytes], str] = {}
         self._tensors: dict[str, Tensor] = {}
         self._left_out: dict[str, Operator] = {}
         self._gathered: dict[tuple[object, ...], str] = {}
@@ -88,9 +106,9 @@ class Translation:
             operator.fail(f"input {k}, {quote(name)}, is not computed before it")
         return self._tensors[name]
 
-    def view(self, operator: Operator, k: int = 0, *, pending: Sequence[str] = ()) -> Value:
+    def view(self, operator: Operator, k: int = 0, *, pending: Sequence[str] = (), codes: bool = False) -> Value:
         """Input ``k``, computed from the picture, for an operator that computes nothing. Only what ``pending`` names
-        may still be left to do."""
+        may still be left to do. It holds real numbers, unless the operator takes ``codes`` too."""
         found = self.tensor(operator, k)
         if not isinstance(found, Value):
             kind = "missing" if found is None else "a sequence" if isinstance(found, tuple) else "a constant"
@@ -100,11 +118,51 @@ class Translation:
                 f"{found.pending.operator} is followed by {operator.kind}; supported is "
                 + _SUPPORTED[found.pending.kind]
             )
+        if not codes and any(node in self.bytes for node, _ in found.nodes):
+            operator.fail(f"input {k} holds codes of bytes; supported are a DequantizeLinear, and QLinear operators")
         return found
 
-    def value(self, operator: Operator, k: int = 0, *, pending: Sequence[str] = ()) -> Value:
+    def value(self, operator: Operator, k: int = 0, *, pending: Sequence[str] = (), codes: bool = False) -> Value:
         """Input ``k``, computed from the picture, as all of one node's output."""
-        return self.whole(self.view(operator, k, pending=pending))
+        return self.whole(self.view(operator, k, pending=pending, codes=codes))
+
+    def real(self, operator: Operator, name: str, meaning: Bytes) -> str:
+        """The node whose floats are what the codes of the node ``name`` stand for. The codes may have been made with
+        another scale: then they mean something else from here on."""
+        key = name, meaning
+        if key not in self._reals:
+            before = self.bytes[name].quant
+            if self.quantized:
+                source = name if before == meaning.quant else self._relabelled(name, meaning)
+                self._reals[key] = self._append(Node(f"{name}/real", "dequantize", (source,)))
+            elif before == meaning.quant:
+                self._reals[key] = self._append(Node(f"{name}/real", "activation", (name,), {"activation": _ANY}))
+            else:
+                operator.fail("its scale or zero point is not that with which its input was quantised")
+        return self._reals[key]
+
+    def _of_codes(self, node: Node) -> tuple[Node, Bytes]:
+        """A node that picks or joins codes, which stay what they are: all get the meaning of those of its first
+        input."""
+        found = [self.bytes.get(name) for name in node.inputs]
+        first = found[0]
+        if first is None or any(b is None or b.signed != first.signed for b in found):
+            raise ModelError(
+                f"tensor {quote(node.name)} joins codes of bytes with floats or with codes of another type"
+            )
+        if self.quantized:
+            inputs = [n if self.bytes[n] == first else self._relabelled(n, first) for n in node.inputs]
+            return replace(node, inputs=tuple(inputs), attrs={**node.attrs, "quant": first.quant}), first
+        if any(b != first for b in found):
+            raise ModelError(f"tensor {quote(node.name)} joins codes of different scales, which cannot be dequantised")
+        return node, first
+
+    def _relabelled(self, name: str, meaning: Bytes) -> str:
+        """A node of the same codes with another meaning."""
+        table = {"table": np.arange(256, dtype=np.uint8)}
+        node = self._append(Node(f"{name}/codes", "lookup", (name,), {"quant": meaning.quant}, table))
+        self.bytes[node] = meaning
+        return node
 
     def charge(self, value: Value) -> None:
         """To be called before an operator spells out which channels the value has."""
@@ -191,6 +249,14 @@ class Translation:
             raise ModelError(f"{found.name}: weights that are infinite or not a number, read by {operator}")
         return converted
 
+    def coded(self, operator: Operator, k: int, axis: int) -> Coded | None:
+        """How constant input ``k``, the weights of a layer, was stored, if it has one scale or one for each of its
+        outputs, which lie along ``axis``."""
+        found = self.constant(operator, k)
+        coded = None if found is None else found.coded
+        fits = coded is not None and (coded.scale.size == 1 or coded.axis == axis)
+        return coded if fits else None
+
     def emit(
         self,
         operator: Operator,
@@ -209,9 +275,14 @@ class Translation:
 
     def _append(self, node: Node) -> str:
         self.file.allowance.step(_COST_OF_NODE)
+        codes: Bytes | None = None
+        if node.op in _OF_CODES and any(name in self.bytes for name in node.inputs):
+            node, codes = self._of_codes(node)
         while node.name in self.nodes:  # a tensor that is named like a part of a Sum
             node = replace(node, name=node.name + "'")
         self.nodes[node.name] = node
+        if codes is not None:
+            self.bytes[node.name] = codes
         return node.name
 
 

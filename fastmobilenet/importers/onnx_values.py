@@ -23,14 +23,27 @@ NO_PAD = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
+class Coded:
+    """How numbers of a layer are stored: scale * (code - zero). ``scale``, float32, is one, or one for each place along
+    ``axis``. ``zero`` is the zero point of all as a byte (int8 has 128 added), None where they differ. ``bias``: the
+    codes of a bias themselves, int32 with zero points of 0; those of weights are the numbers / scale, exactly."""
+
+    scale: np.ndarray
+    axis: int
+    zero: int | None
+    bias: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Constant:
     """Numbers that are known when the file is read. ``name`` is that of the initializer or tensor. ``sized``, bools of
     the same shape, says which of them depend on a picture's size that the file leaves open: they are those of the
-    default size. None: none of them."""
+    default size. None: none of them. ``coded``: how they were stored, if a DequantizeLinear made them."""
 
     array: np.ndarray
     name: str
     sized: np.ndarray | None = None
+    coded: Coded | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .onnx_values import Constant, Pending, Value, concatenated
 
 def identity(t: Translation, operator: Operator) -> Tensor:
     found = t.tensor(operator, 0)
-    return found if isinstance(found, tuple) else t.view(operator, pending=ANY_PENDING)
+    return found if isinstance(found, tuple) else t.view(operator, pending=ANY_PENDING, codes=True)
 
 
 def cast(t: Translation, operator: Operator) -> Value:
@@ -39,16 +39,16 @@ def cast_like(t: Translation, operator: Operator) -> Tensor:
 def dropout(t: Translation, operator: Operator) -> Value:
     if operator.opset >= 12 and t.scalar(operator, 2):
         operator.fail("it is in training mode; export the network in evaluation mode")
-    return t.view(operator, pending=ANY_PENDING)
+    return t.view(operator, pending=ANY_PENDING, codes=True)
 
 
 def transpose(t: Translation, operator: Operator) -> Value:
-    x = t.view(operator, pending=ANY_PENDING)
+    x = t.view(operator, pending=ANY_PENDING, codes=True)
     return x.transposed(shapes.order_of(operator, len(x.axes)))
 
 
 def reshape(t: Translation, operator: Operator) -> Value:
-    x, shape = t.view(operator), t.tensor(operator, 1)
+    x, shape = t.view(operator, codes=True), t.tensor(operator, 1)
     if not isinstance(shape, Constant):
         operator.fail("its shape must be a constant")
     # It may depend on the picture's size: what counts is what becomes of the axes.
@@ -57,7 +57,7 @@ def reshape(t: Translation, operator: Operator) -> Value:
 
 
 def flatten(t: Translation, operator: Operator) -> Value:
-    x = t.view(operator)
+    x = t.view(operator, codes=True)
     return _reshaped(t, operator, x, shapes.flat_shape(operator, x.shape))
 
 
@@ -73,17 +73,17 @@ def _reshaped(t: Translation, operator: Operator, x: Value, shape: list[int]) ->
 
 
 def squeeze(t: Translation, operator: Operator) -> Value:
-    x = t.view(operator)
+    x = t.view(operator, codes=True)
     return x.without(shapes.squeezed_axes(operator, t.parameters(operator), x.shape))
 
 
 def unsqueeze(t: Translation, operator: Operator) -> Value:
-    x = t.view(operator)
+    x = t.view(operator, codes=True)
     return x.with_axes(shapes.unsqueezed_axes(operator, t.parameters(operator), len(x.axes)))
 
 
 def shape(t: Translation, operator: Operator) -> Constant:
-    x = t.view(operator, pending=ANY_PENDING)
+    x = t.view(operator, pending=ANY_PENDING, codes=True)
     open_axes = [t.dynamic and _spatial(x, axis) for axis in range(len(x.axes))]
     dims, sized = (np.array(shapes.shape_slice(operator, values)) for values in (x.shape, open_axes))
     return Constant(dims.astype(np.int64), operator.outputs[0], sized.astype(bool) if any(open_axes) else None)
@@ -95,7 +95,7 @@ def _spatial(x: Value, axis: int) -> bool:
 
 
 def expand(t: Translation, operator: Operator) -> Value:
-    x, wanted = t.view(operator), t.tensor(operator, 1)
+    x, wanted = t.view(operator, codes=True), t.tensor(operator, 1)
     if not isinstance(wanted, Constant):
         operator.fail("its shape must be a constant")
     target = shapes.integers(operator, 1, [None, wanted.array]) or []
@@ -116,7 +116,7 @@ def expand(t: Translation, operator: Operator) -> Value:
 
 
 def concat(t: Translation, operator: Operator) -> Value:
-    views = [t.view(operator, k) for k in range(len(operator.inputs))]
+    views = [t.view(operator, k, codes=True) for k in range(len(operator.inputs))]
     if not views:
         operator.fail("it has no inputs")
     if sum(len(v.nodes) for v in views) > MAX_INPUTS:
@@ -136,14 +136,14 @@ def concat(t: Translation, operator: Operator) -> Value:
 
 
 def split(t: Translation, operator: Operator) -> list[Tensor]:
-    x = t.view(operator)
+    x = t.view(operator, codes=True)
     axis = shapes.axis_of(operator, len(x.axes))
     parts = shapes.split_parts(operator, t.parameters(operator), x.shape[axis], len(operator.outputs))
     return [_chosen(t, operator, x, axis, part) for part in parts]
 
 
 def split_to_sequence(t: Translation, operator: Operator) -> Tensor:
-    x = t.view(operator)
+    x = t.view(operator, codes=True)
     axis = shapes.axis_of(operator, len(x.axes))
     length, sizes = x.shape[axis], t.integers(operator, 1)
     keeps = sizes is not None or operator.integer("keepdims", 1)
@@ -167,7 +167,7 @@ def sequence_at(t: Translation, operator: Operator) -> Tensor:
 
 
 def slice_(t: Translation, operator: Operator) -> Value:
-    x, values = t.view(operator), t.parameters(operator)
+    x, values = t.view(operator, codes=True), t.parameters(operator)
     # A map of an open size is not cut, unless it is so at the default size by chance.
     larger = [d + (t.dynamic and _spatial(x, axis)) for axis, d in enumerate(x.shape)]
     for axis, taken in shapes.cuts(operator, values, larger).items():
@@ -177,7 +177,7 @@ def slice_(t: Translation, operator: Operator) -> Value:
 
 
 def gather(t: Translation, operator: Operator) -> Value:
-    x, indices = t.view(operator), t.constant(operator, 1)
+    x, indices = t.view(operator, codes=True), t.constant(operator, 1)
     axis = shapes.axis_of(operator, len(x.axes))
     if indices is None or indices.array.dtype.kind not in "iu" or indices.array.ndim > 1:
         operator.fail("its indices must be a whole number or a list of such")
