@@ -26,13 +26,13 @@ The same Graph gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,19 @@ def encode(graph: Graph) -> tuple[bytes, list[np.ndarray]]:
     return struct.pack("<Q", len(text)) + text, arrays
 
 
+def _sha256(data: bytes) -> Any:
+    """hashlib.sha256 without OpenSSL, which takes 10 ms and 4 MB to load; what is hashed here is short."""
+    for module in ("_sha2", "_sha256"):  # Python 3.12 and later; before
+        try:
+            return import_module(module).sha256(data)
+        except ImportError:
+            continue
+    return import_module("hashlib").sha256(data)
+
+
 def checksum(header: bytes, data: Iterable[memoryview]) -> str:
     """The checksum of a file: of its header, with NO_CHECKSUM in its place, and of its data, in parts of any length."""
-    total = hashlib.sha256(header)
+    total = _sha256(header)
     rest = b""
     for part in data:
         if rest:
@@ -132,7 +142,8 @@ def checksum(header: bytes, data: Iterable[memoryview]) -> str:
         rest = bytes(part[whole:])
     if rest:
         total.update(_page_sums(rest + bytes(PAGE - len(rest))))
-    return total.hexdigest()
+    found: str = total.hexdigest()
+    return found
 
 
 def _page_sums(pages: bytes | memoryview) -> bytes:

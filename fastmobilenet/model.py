@@ -135,6 +135,7 @@ class Model(Uses, Quantizing):
         if model.labels != own_labels or model.labels is None:
             options["labels"] = model.labels or ()
         model._origin = origin.after(options)
+        importers.release_pages()
         _native.release_free_memory()  # the file, and the weights as they were in it
         return model
 

@@ -6,6 +6,7 @@ import dataclasses
 import mmap
 import re
 import struct
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
@@ -43,6 +44,10 @@ def recognise(file: BinaryIO, size: int) -> bool:
         file.seek(place)
 
 
+#: Files that are mapped still.
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
 def load_file(file: BinaryIO, name: str) -> Graph:
     """The network in an open file, as :func:`load` gives it. Its arrays are views of the file, which stays mapped as
     long as there is one of them. (Where files cannot be mapped it is read.)
@@ -54,9 +59,18 @@ def load_file(file: BinaryIO, name: str) -> Graph:
     data: safetensors.Bytes
     try:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _mapped.add(data)
     except (OSError, ValueError):  # a file system that cannot map files; or the file has become empty
         data = file.read()
     return load(data, name)
+
+
+def release_pages() -> None:
+    """Gives back the memory of files that are still mapped. Weights of bytes stay there, for ``Model.graph``; once
+    they are packed nothing else reads them, and a page that is read again comes from the file."""
+    for data in list(_mapped):
+        if hasattr(mmap, "MADV_DONTNEED"):
+            data.madvise(mmap.MADV_DONTNEED)
 
 
 def load(data: safetensors.Bytes, name: str = "model.fmn") -> Graph:
