@@ -13,6 +13,7 @@ import pytest
 from fastmobilenet import image, reference
 from fastmobilenet.graph import Graph
 from fastmobilenet.importers import tflite
+from fastmobilenet.lower import Engine
 
 from .tflite_bytes import Bytes, assert_like_litert, litert
 from .tflite_files import NONE, RELU, RELU6, RELU_N1_TO_1, SAME, VALID
@@ -190,18 +191,25 @@ FILES = (
 )
 
 
-def compare(test_data: Path, name: str, step: int, builtin: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of every ``step``-th picture in steps of 1/256: ours by definition, and LiteRT's."""
+def compare(
+    test_data: Path, name: str, step: int, builtin: bool = False, native: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of every ``step``-th picture in steps of 1/256: ours by definition, or by the kernels of the best
+    ISA, and LiteRT's."""
     data = (test_data / "models" / f"{name}.tflite").read_bytes()
     graph = tflite.load(data, quantized=True)
     run = litert(data, builtin=builtin)
+    engine = Engine(graph) if native else None
     with (test_data / "imagenet_samples/labels.csv").open(newline="") as file:
         files = [test_data / "imagenet_samples" / row[0] for row in csv.reader(file)]
     found, expected = [], []
     for path in [path for path in files if path.is_file()][::step]:
         pixels = image.prepare(image.decode(path), graph.preprocess, graph.input_size)[None]
         x = (pixels - np.array(graph.preprocess.mean)) / np.array(graph.preprocess.std)
-        found.append(np.rint(reference.execute(graph, x)[graph.output].reshape(-1) * 256))
+        if engine is not None:
+            found.append(np.rint(engine.run(pixels, pixels=True).reshape(-1) * 256))
+        else:
+            found.append(np.rint(reference.execute(graph, x)[graph.output].reshape(-1) * 256))
         expected.append(run(pixels).reshape(-1))
     return np.array(found, int), np.array(expected, int)
 
@@ -210,6 +218,13 @@ def compare(test_data: Path, name: str, step: int, builtin: bool = False) -> tup
 def test_a_few_real_pictures(test_data: Path, name: str) -> None:
     found, expected = compare(test_data, name, step=50)
     assert len(found) == 4
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_kernels_on_all_real_pictures(test_data: Path, name: str) -> None:
+    found, expected = compare(test_data, name, step=1, native=True)
+    assert found.shape[0] == 200
     assert np.array_equal(found, expected)
 
 
