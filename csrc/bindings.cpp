@@ -241,10 +241,10 @@ PYBIND11_MODULE(_native, m) {
                }),
            py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"));
   py::class_<WinogradWeights, std::shared_ptr<WinogradWeights>>(m, "WinogradWeights")
-      .def(py::init([](const std::shared_ptr<PackedWeights>& plain) {
-             return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain));
+      .def(py::init([](const std::shared_ptr<PackedWeights>& plain, int stride) {
+             return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain, stride));
            }),
-           py::arg("plain"));
+           py::arg("plain"), py::arg("stride"));
   py::class_<Program> program(m, "Program");
   program
       .def(py::init([](const std::string& isa, ptrdiff_t floats) {

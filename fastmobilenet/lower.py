@@ -262,7 +262,9 @@ class Engine:
     def _winograd_weights(self, node: Node) -> _native.WinogradWeights:
         plain = self._weights[node.name]
         made = self._winograd.get(plain)
-        return made if made is not None else self._winograd.setdefault(plain, _native.WinogradWeights(plain))
+        if made is None:
+            made = self._winograd.setdefault(plain, _native.WinogradWeights(plain, node.attrs["stride"][0]))
+        return made
 
     def _spec(self, node: Node, shapes: dict[str, Shape]) -> _native.ConvSpec:
         _, h, w, _ = shapes[node.inputs[0]]

@@ -1,4 +1,4 @@
-"""Winograd convolutions on the native runtime against reference.py, for every ISA of this machine."""
+"""Winograd convolutions of stride 1 and 2 on the native runtime against reference.py, for every ISA of this machine."""
 
 from __future__ import annotations
 
@@ -17,28 +17,39 @@ from fastmobilenet.passes import optimize
 
 from .test_lower import ISAS, conv, picture
 
-#: The transforms: B^T of the inputs, A^T of the outputs, G of the weights.
-B = np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
-              [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]).T  # fmt: skip
-A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]).T
-G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+#: The transforms, by the stride: B^T of the inputs, A^T of the outputs, G of the weights.
+B = {1: np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+                  [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]).T}  # fmt: skip
+A = {1: np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]).T}
+G = {1: np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24}
+# Two taps over the even inputs, and one over the odd ones.
+B[2], A[2], G[2] = np.zeros((9, 9)), np.zeros((9, 4)), np.zeros((9, 3))
+B[2][::2, :5] = np.array(
+    [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]]
+).T
+A[2][:5] = np.array([[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 0], [0, 1, -1, 8, 1]]).T
+G[2][:5, ::2] = np.array([[3, 0], [-3, -3], [-1, 1], [1, 2], [0, 6]]) / 6
+B[2][1::2, 5:] = A[2][5:] = np.eye(4)
+G[2][5:, 1] = 1
 #: Largest sums of magnitudes of a row of each.
-GROWTH = {name: float(abs(m).sum(axis).max()) for name, m, axis in (("B", B, 0), ("A", A, 0), ("G", G, 1))}
+GROWTH = {s: [float(abs(m[s]).sum(axis).max()) for m, axis in ((B, 0), (A, 0), (G, 1))] for s in (1, 2)}
 
 
-def bound(ic: int, x: np.ndarray, weight: np.ndarray, rest: float) -> float:
+def bound(stride: int, x: np.ndarray, weight: np.ndarray, rest: float) -> float:
     """The largest error of an output: that of the largest product of transformed values, A^T m A of it with the worst
     signs, and the rounding of what comes behind.
 
-    A transformed input is at most GROWTH["B"]^2 times the largest input; most of its terms have independent signs, so
-    GROWTH["B"] times is taken, and four deviations for the largest input. Sums over ic channels grow as the root of ic.
+    A transformed input is at most (growth of B)^2 times the largest input; most of its terms have independent signs, so
+    the growth is taken once, and four deviations for the largest input. Sums over ic channels grow as the root of ic.
     Every operation is off by half a unit of its result: 3 in a dimension of B^T, 1 of the weights, ic in the sum, whose
     errors are independent, and 5 in a dimension of A^T."""
     inputs = np.sqrt((x.astype(np.float64) ** 2).mean()) * 4  # four times their deviation
     taps = np.sqrt((weight.astype(np.float64) ** 2).mean())
-    products = GROWTH["B"] * inputs * GROWTH["G"] ** 2 * taps * math.sqrt(ic)
+    ic = weight.shape[3]
+    growth_b, growth_a, growth_g = GROWTH[stride]
+    products = growth_b * inputs * growth_g**2 * taps * math.sqrt(ic)
     steps = 3 + 1 + math.sqrt(ic) + 5
-    return float(np.finfo(np.float32).eps / 2 * (steps * GROWTH["A"] * products + 4 * rest))
+    return float(np.finfo(np.float32).eps / 2 * (steps * growth_a * products + 4 * rest))
 
 
 def force(monkeypatch: pytest.MonkeyPatch, tiles: int) -> None:
@@ -48,13 +59,15 @@ def force(monkeypatch: pytest.MonkeyPatch, tiles: int) -> None:
     )
 
 
-def one(ic: int, oc: int, padding: Any, activation: Activation | None, add: bool = False) -> tuple[Graph, np.ndarray]:
+def one(
+    ic: int, oc: int, padding: Any, activation: Activation | None, add: bool = False, stride: int = 1
+) -> tuple[Graph, np.ndarray]:
     """A 3x3 convolution of the input, the input in blocks, and its weights."""
     b = GraphBuilder()
     x = b.add("activation", b.add("input"), activation=RELU6)
-    y = conv(b, x, ic, oc, 3, padding=padding, activation=None if add else activation)
+    y = conv(b, x, ic, oc, 3, stride, padding=padding, activation=None if add else activation)
     if add:
-        y = b.add("add", y, conv(b, x, ic, oc, seed=1), activation=activation)
+        y = b.add("add", y, conv(b, x, ic, oc, 1, stride, seed=1), activation=activation)
     graph = b.build(y, input_layout="NHWC", input_channels=ic)
     weight = next(n.params["weight"] for n in graph.nodes if n.op == "conv2d")
     return graph, weight
@@ -66,26 +79,31 @@ def check(graph: Graph, weight: np.ndarray, x: np.ndarray, isa: str, threads: in
     assert any(kernel.startswith("winograd_f32") for kernel in kernels), kernels
     found = engine.run(x, threads=threads, pixels=False)
     expected = reference.execute(graph, x)[graph.output]
-    limit = bound(weight.shape[3], x, weight, float(abs(expected).max()))
+    stride = next(n.attrs["stride"][0] for n in graph.nodes if n.op == "conv2d")
+    limit = bound(stride, x, weight, float(abs(expected).max()))
     assert limit < 1e-3 * max(float(abs(expected).max()), 1.0), "a bound that says nothing"
     assert np.abs(found - expected).max() <= limit
     return found
 
 
-def test_the_transforms_are_a_convolution() -> None:
+@pytest.mark.parametrize("stride, edge, growth", [(1, 6, [10, 19, 1]), (2, 9, [6, 12, 1])])
+def test_the_transforms_are_a_convolution(stride: int, edge: int, growth: list[float]) -> None:
     """Of the matrices that the bound of the other tests is made of, exactly."""
     rng = np.random.default_rng(0)
-    d, g = rng.integers(-9, 9, (6, 6)).astype(np.float64), rng.integers(-9, 9, (3, 3)).astype(np.float64)
-    exact = np.einsum("yxab,ab->yx", np.lib.stride_tricks.sliding_window_view(d, (3, 3)), g)
-    assert np.allclose(A.T @ ((G @ g @ G.T) * (B.T @ d @ B)) @ A, exact, rtol=1e-12, atol=1e-12)
-    assert GROWTH == {"B": 10, "A": 19, "G": 1}
+    d, g = rng.integers(-9, 9, (edge, edge)).astype(np.float64), rng.integers(-9, 9, (3, 3)).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(d, (3, 3))[::stride, ::stride]
+    exact = np.einsum("yxab,ab->yx", windows, g)
+    b, a, w = B[stride], A[stride], G[stride]
+    assert np.allclose(a.T @ ((w @ g @ w.T) * (b.T @ d @ b)) @ a, exact, rtol=1e-12, atol=1e-12)
+    assert GROWTH[stride] == growth
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", ["same", (1, 1, 1, 1), (0, 0, 0, 0), (2, 0, 1, 3), (0, 3, 2, 0)])
-def test_every_size(isa: str, padding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_size(isa: str, padding: Any, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, 5)
-    graph, weight = one(20, 24, padding, RELU)
+    graph, weight = one(20, 24, padding, RELU, stride=stride)
     for h, w in zip((3, 4, 5, 6, 7, 9, 11, 8, 4), range(3, 12), strict=True):
         check(graph, weight, picture(h, w, 20), isa, threads=1 + (h + w) % 3)
         check(graph, weight, picture(w, h, 20), isa)
@@ -96,8 +114,9 @@ def test_every_size(isa: str, padding: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_tail_of_channels(isa: str, ic: int, oc: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for tiles in (1, 14):
         force(monkeypatch, tiles)
-        for add, activation in ((False, None), (True, RELU), (False, HARD_SWISH), (True, HARD_SWISH), (True, None)):
-            graph, weight = one(ic, oc, "same", activation, add)
+        cases = ((False, None, 2), (True, RELU, 1), (False, HARD_SWISH, 1), (True, HARD_SWISH, 2), (True, None, 1))
+        for add, activation, stride in cases:
+            graph, weight = one(ic, oc, "same", activation, add, stride)
             assert len([n for n in optimize(graph).nodes if n.op in ("add", "activation")]) == 1, "fused"
             check(graph, weight, picture(13, 11, ic), isa, threads=2)
 
@@ -105,9 +124,10 @@ def test_every_tail_of_channels(isa: str, ic: int, oc: int, monkeypatch: pytest.
 @pytest.mark.parametrize("isa", ISAS)
 def test_small_maps(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, 3)
-    graph, weight = one(20, 17, "same", RELU)
-    for h, w in itertools.product((1, 2, 3), (1, 2, 3, 8)):
-        check(graph, weight, picture(h, w, 20), isa)
+    for stride in (1, 2):
+        graph, weight = one(20, 17, "same", RELU, stride=stride)
+        for h, w in itertools.product((1, 2, 3), (1, 2, 3, 8)):
+            check(graph, weight, picture(h, w, 20), isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -119,10 +139,10 @@ def test_readers_find_their_padding(isa: str, monkeypatch: pytest.MonkeyPatch) -
     x = conv(b, b.add("input"), 3, 32, 3, 2, activation=RELU)
     u, v = conv(b, x, 32, 16, 3, activation=RELU), conv(b, x, 32, 32, activation=RELU)
     y = b.add("activation", conv(b, b.add("concat", u, v, conv(b, x, 32, 20, 3)), 68, 24, 3), activation=SWISH)
-    graph = b.build(conv(b, y, 24, 24, 5, 2), input_layout="NHWC")
+    graph = b.build(conv(b, conv(b, y, 24, 40, 3, 2), 40, 24, 5, 2), input_layout="NHWC")
     x = picture(37, 26)
     engine = Engine(graph, isa)
-    assert sum(kernel.startswith("winograd") for _, kernel in engine.program(37, 26).steps) == 3
+    assert sum(kernel.startswith("winograd") for _, kernel in engine.program(37, 26).steps) == 4
     expected = reference.execute(graph, x)[graph.output]
     engine.run(np.full_like(x, np.nan), pixels=False)  # what it leaves behind is not read
     for threads in (1, 2):
@@ -155,16 +175,17 @@ def test_nan_goes_to_its_tiles_only(isa: str, value: float, monkeypatch: pytest.
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_same_bits_for_every_chunk_thread_count_and_batch(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for ic, oc in ((20, 40), (64, 100)):
-        graph, _ = one(ic, oc, "same", RELU, add=True)
-        x = picture(27, 22, ic, n=3)
+    for ic, oc, stride in ((20, 40, 1), (64, 100, 1), (40, 70, 2)):
+        graph, _ = one(ic, oc, "same", RELU, add=True, stride=stride)
+        x = picture(23, 18, ic, n=3)
         results = []
-        for tiles in (1, 7, 14, 42, 1000):  # 42 are all of them
+        for tiles in (4, 1000):  # several chunks, and one
             force(monkeypatch, tiles)
             engine = Engine(graph, isa)
-            results += [engine.run(x[:n], threads=threads, pixels=False) for n in (1, 3) for threads in (1, 2, 3, 4, 7)]
-        assert all(np.array_equal(r, results[-1][: len(r)]) for r in results)
-        assert np.array_equal(results[-1][1:2], Engine(graph, isa).run(x[1:2], pixels=False))
+            results += [engine.run(x, threads=1, pixels=False)]
+            results += [engine.run(x[:1], threads=threads, pixels=False) for threads in (1, 2, 3, 7)]
+        assert all(np.array_equal(r, results[0][: len(r)]) for r in results)
+        assert np.array_equal(results[0][1:2], Engine(graph, isa).run(x[1:2], pixels=False))
 
 
 def test_weights_are_given_back_as_they_were() -> None:
@@ -192,7 +213,7 @@ def test_the_choice() -> None:
     for ic, oc, size in ((16, 64, 55), (32, 128, 27), (48, 192, 13), (64, 256, 13), (64, 192, 56)):
         assert chunk(ic, oc, size) > 0
         assert chunk(ic, oc, size, image=True) == 0
-        for other in ({"k": 1}, {"k": 5}, {"k": (3, 1)}, {"s": 2}, {"dilation": 2}, {"groups": 2}):
+        for other in ({"k": 1}, {"k": 5}, {"k": (3, 1)}, {"s": 3}, {"s": (1, 2)}, {"dilation": 2}, {"groups": 2}):
             assert chunk(ic, oc, size, **other) == 0
     assert chunk(64, 256, 13) == 16, "all tiles of the map"
     assert chunk(16, 64, 1) == chunk(16, 64, 2) == 0, "a tile is 4x4"

@@ -7,15 +7,31 @@
 namespace fmn::FMN_ISA {
 namespace {
 
+// Calls f(dst, p) for the place of every pixel in the destination, and p floats into each source.
+template <class F>
+inline void gather_pixels(const GatherArgs& g, F f) {
+  for (ptrdiff_t p = 0; p < g.pixels * BLOCK; p += BLOCK) f(g.dst + p, p);
+}
+
 void gather(const GatherArgs& g) {
-  // The first source writes all lanes, those behind it only their own.
-  for (ptrdiff_t s = 0; s < g.n_sources; ++s) {
-    const Pick pick(g.sources[s].lane);
-    const float* src = g.sources[s].src;
-    if (s == 0) {
-      for (ptrdiff_t p = 0; p < g.pixels; ++p) pick.replace(g.dst + p * BLOCK, src + p * BLOCK);
+  // Two sources at a time. The first walk writes all lanes, those behind it only their own.
+  for (ptrdiff_t s = 0; s < g.n_sources; s += 2) {
+    const float* const src = g.sources[s].src;
+    if (s + 1 < g.n_sources) {
+      const float* const other = g.sources[s + 1].src;
+      const PickTwo pick(g.sources[s].lane, g.sources[s + 1].lane);
+      if (s == 0) {
+        gather_pixels(g, [&](float* dst, ptrdiff_t p) { pick.replace(dst, src + p, other + p); });
+      } else {
+        gather_pixels(g, [&](float* dst, ptrdiff_t p) { pick.merge(dst, src + p, other + p); });
+      }
     } else {
-      for (ptrdiff_t p = 0; p < g.pixels; ++p) pick.merge(g.dst + p * BLOCK, src + p * BLOCK);
+      const Pick pick(g.sources[s].lane);
+      if (s == 0) {
+        gather_pixels(g, [&](float* dst, ptrdiff_t p) { pick.replace(dst, src + p); });
+      } else {
+        gather_pixels(g, [&](float* dst, ptrdiff_t p) { pick.merge(dst, src + p); });
+      }
     }
   }
 }

@@ -54,8 +54,8 @@
                              sizeof(gemm_entries) / sizeof(gemm_entries[0]), \
                              dw_entries,                                     \
                              sizeof(dw_entries) / sizeof(dw_entries[0]),     \
-                             winograd_input,                                 \
-                             winograd_output,                                \
+                             {winograd_input, winograd_input_s2},            \
+                             {winograd_output, winograd_output_s2},          \
                              gemv,                                           \
                              global_avg_pool,                                \
                              pool_max,                                       \

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/pick_both.h"
+
 namespace fmn::FMN_ISA {
 namespace {
 
@@ -56,6 +58,7 @@ struct Pick {
     }
   }
 };
+using PickTwo = PickBoth<Pick>;
 inline Vec load_u8(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }

@@ -46,6 +46,23 @@ struct Pick {
     store(dst, _mm512_mask_permutexvar_ps(load(dst), mine, lane, load(src)));
   }
 };
+// The same from two sources, which do not want the same lane.
+struct PickTwo {
+  __m512i lane;
+  __mmask16 mine;
+  PickTwo(const int* lanes, const int* others) {
+    const __m512i a = _mm512_loadu_si512(lanes), b = _mm512_loadu_si512(others), none = _mm512_setzero_si512();
+    const __mmask16 from_a = _mm512_cmpge_epi32_mask(a, none), from_b = _mm512_cmpge_epi32_mask(b, none);
+    lane = _mm512_mask_mov_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(16)), from_a, a);
+    mine = static_cast<__mmask16>(from_a | from_b);
+  }
+  void replace(float* dst, const float* src, const float* other) const {
+    store(dst, _mm512_maskz_permutex2var_ps(mine, load(src), lane, load(other)));
+  }
+  void merge(float* dst, const float* src, const float* other) const {
+    store(dst, _mm512_mask_mov_ps(load(dst), mine, _mm512_permutex2var_ps(load(src), lane, load(other))));
+  }
+};
 inline Vec load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/pick_both.h"
+
 namespace fmn::FMN_ISA {
 namespace {
 
@@ -53,6 +55,7 @@ struct Pick {
     }
   }
 };
+using PickTwo = PickBoth<Pick>;
 inline Vec load_u8(const uint8_t* p) {
   const uint32x4_t bytes = {p[0], p[1], p[2], p[3]};
   return vcvtq_f32_u32(bytes);

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/pick_both.h"
+
 namespace fmn::FMN_ISA {
 namespace {
 
@@ -66,6 +68,7 @@ struct Pick {
     for (int i = 0; i < 16; ++i) dst[i] = lane[i] < 0 ? dst[i] : src[lane[i]];
   }
 };
+using PickTwo = PickBoth<Pick>;
 inline Vec load_u8(const uint8_t* p) {
   return {{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }

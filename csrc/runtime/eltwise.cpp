@@ -7,6 +7,8 @@ namespace fmn {
 
 namespace {
 
+bool dense(const Tensor& t) { return t.pad_left + t.pad_right == 0; }
+
 bool same_shape(const Tensor& a, const Tensor& b) { return a.c == b.c && a.h == b.h && a.w == b.w; }
 
 class BinaryOp final : public Op {
@@ -20,9 +22,21 @@ class BinaryOp final : public Op {
         dst_(dst),
         has_b_(b != nullptr),
         one_pixel_(b != nullptr && b->h * b->w == 1),
+        flat_(dense(a_) && dense(dst_) && (one_pixel_ || dense(b_))),
         act_(act) {}
 
   void run(const Frame& frame, Team& team) const override {
+    if (flat_ && dst_.blocks() >= 4 * team.count()) {  // a call for each block: a row of 7 pixels is mostly overhead
+      const ptrdiff_t bytes = dst_.block_stride() * ptrdiff_t{sizeof(float)};
+      team.share(dst_.blocks(), grain_of_bytes(bytes), [&](Range part) {
+        for (ptrdiff_t i = part.begin; i < part.end; ++i) {
+          const int block = static_cast<int>(i);
+          kernel_({frame.arena + a_.at(block, 0, 0), has_b_ ? frame.arena + b_.at(block, 0, 0) : nullptr, one_pixel_,
+                   frame.arena + dst_.at(block, 0, 0), dst_.block_stride(), act_});
+        }
+      });
+      return;
+    }
     for_rows(dst_, team, [&](int block, int y) {
       const float* b = has_b_ ? frame.arena + b_.at(block, one_pixel_ ? 0 : y, 0) : nullptr;
       kernel_({frame.arena + a_.at(block, y, 0), b, one_pixel_, frame.arena + dst_.at(block, y, 0),
@@ -35,6 +49,7 @@ class BinaryOp final : public Op {
   void (*const kernel_)(const EltArgs&);
   const Tensor a_, b_, dst_;
   const bool has_b_, one_pixel_;
+  const bool flat_;  // no padding anywhere
   const Act act_;
 };
 

@@ -127,9 +127,10 @@ struct GatherArgs {
   float* dst;
 };
 
-// B^T d B of tiles of 6 x 6 pixels of one block, 4 pixels apart: see kernels/winograd.h.
+// B^T d B of tiles of 6 x 6 pixels of one block, 4 pixels apart, and for convolutions of stride 2 of 9 x 9 pixels, 8
+// apart: see kernels/winograd.h.
 struct WinogradInputArgs {
-  const float* const* rows;  // [6] the first pixel of each row of the first tile, 16 floats a pixel
+  const float* const* rows;  // [6 or 9] the first pixel of each row of the first tile, 16 floats a pixel
   ptrdiff_t tiles;
   float* dst;  // element e of tile t at dst + e * dst_stride + t * 16
   ptrdiff_t dst_stride;
@@ -168,8 +169,8 @@ struct KernelTable {
   int n_gemm;
   const DwEntry* dw;
   int n_dw;
-  void (*winograd_input)(const WinogradInputArgs&);
-  void (*winograd_output)(const WinogradOutputArgs&);
+  void (*winograd_input[2])(const WinogradInputArgs&);  // of stride 1 and 2
+  void (*winograd_output[2])(const WinogradOutputArgs&);
   void (*gemv)(const GemvArgs&);
   void (*global_avg_pool)(const PoolArgs&);
   void (*pool_max)(const WindowPoolArgs&);

@@ -1,6 +1,7 @@
 // Winograd convolutions: tiles of 4x4 outputs, a chunk of them at a time.
 //
 //   source --transform--> V [36][block][tile][16] --36 products of matrices--> M [36][block][tile][16] --transform-->
+//                            (or 81 instead of 36: stride 2)
 //
 // for all input channels of a chunk, and then panel by panel of the output channels: M of one panel stays in the
 // caches between the products and the transform. The distance of two elements of V and of M is an odd number of cache
@@ -21,19 +22,23 @@ namespace fmn {
 
 namespace {
 
-constexpr int EDGE = 6, OUT = 4, ELEMENTS = WinogradWeights::ELEMENTS, BIAS_AT = 7;
+constexpr int OUT = 4, MAX_EDGE = 9;
 
 class WinogradOp final : public Op {
  public:
   WinogradOp(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
              const ConvSpec& spec, std::shared_ptr<const WinogradWeights> weights, int chunk)
       : Op(std::move(name), id(table, *weights->plain)),
-        table_(table),
+        input_(table.winograd_input[weights->stride - 1]),
+        output_(table.winograd_output[weights->stride - 1]),
         src_(src),
         dst_(dst),
         window_(spec.window),
         act_(spec.act),
         weights_(std::move(weights)),
+        edge_(weights_->edge()),
+        elements_(weights_->elements()),
+        step_(OUT * weights_->stride),
         columns_((dst.w + OUT - 1) / OUT),
         n_tiles_(ptrdiff_t{columns_} * ((dst.h + OUT - 1) / OUT)) {
     if (add != nullptr) add_ = *add;
@@ -54,14 +59,14 @@ class WinogradOp final : public Op {
         check(fns_.back() != nullptr, this->name, "the kernel table has no kernel for a tile");
       }
     }
-    zeros_.assign(static_cast<size_t>(std::max(columns_ * OUT + EDGE, nb)) * BLOCK, 0.0f);
+    zeros_.assign(static_cast<size_t>(std::max(columns_ * step_ + edge_, nb)) * BLOCK, 0.0f);
   }
 
   ptrdiff_t scratch_floats() const override { return v_floats() + m_floats() + PATCH + 2 * edge_floats(); }
   ptrdiff_t shared_floats() const override { return n_tiles_ == chunk_ ? v_floats() : 0; }
   WeightStream first_weights() const override {
     const Panel& first = panels().front();
-    return {weights_->panel(first), ptrdiff_t{ELEMENTS} * src_.c * first.width()};
+    return {weights_->panel(first), ptrdiff_t{elements_} * src_.c * first.width()};
   }
   bool fetches_ahead() const override { return true; }
 
@@ -69,7 +74,7 @@ class WinogradOp final : public Op {
     const int count = team.count();
     const auto n_panels = static_cast<ptrdiff_t>(panels().size());
     if (count > 1 && n_tiles_ == chunk_ && n_panels >= count) {
-      const ptrdiff_t bytes = n_tiles_ * ELEMENTS * BLOCK * ptrdiff_t{sizeof(float)};
+      const ptrdiff_t bytes = n_tiles_ * elements_ * BLOCK * ptrdiff_t{sizeof(float)};
       team.share(src_.blocks(), grain_of_bytes(bytes), [&](Range mine) {
         for (ptrdiff_t b = mine.begin; b < mine.end; ++b) read(frame, frame.shared, b, {0, n_tiles_});
       });
@@ -89,7 +94,7 @@ class WinogradOp final : public Op {
   }
 
  private:
-  static constexpr ptrdiff_t PATCH = EDGE * EDGE * BLOCK;  // also of 4 x 4 outputs and what is added to them
+  static constexpr ptrdiff_t PATCH = MAX_EDGE * MAX_EDGE * BLOCK;  // also of 4 x 4 outputs and what is added to them
 
   static int widest(const PackedWeights& w) { return std::min(w.panel_blocks, w.blocks()); }
   static std::string id(const KernelTable& table, const PackedWeights& w) {
@@ -99,8 +104,8 @@ class WinogradOp final : public Op {
   }
 
   const std::vector<Panel>& panels() const { return weights_->plain->panels; }
-  ptrdiff_t v_floats() const { return v_stride_ * ELEMENTS; }
-  ptrdiff_t m_floats() const { return m_stride_ * ELEMENTS; }
+  ptrdiff_t v_floats() const { return v_stride_ * elements_; }
+  ptrdiff_t m_floats() const { return m_stride_ * elements_; }
   ptrdiff_t edge_floats() const { return ptrdiff_t{columns_} * OUT * BLOCK; }
 
   // Calls f(first tile, row of tiles, first column, how many) for the tiles of each row.
@@ -119,27 +124,27 @@ class WinogradOp final : public Op {
     const int b = static_cast<int>(block), stored = src_.w + src_.pad_right;
     float* const patch = frame.scratch + v_floats() + m_floats();
     for_tile_rows(tiles, [&](ptrdiff_t tile, int row, int column, int n) {
-      const float* rows[EDGE];
+      const float* rows[MAX_EDGE];
       const auto set_rows = [&](int x) {
-        for (int r = 0; r < EDGE; ++r) {
-          const int y = row * OUT - window_.pad_top + r;
+        for (int r = 0; r < edge_; ++r) {
+          const int y = row * step_ - window_.pad_top + r;
           rows[r] = y < 0 || y >= src_.h ? zeros_.data() : frame.arena + src_.at(b, y, x);
         }
       };
-      const int x = column * OUT - window_.pad_left, last = x + (n - 1) * OUT;
-      const bool over = last + EDGE > stored;  // the last tile needs pixels that are not there
+      const int x = column * step_ - window_.pad_left, last = x + (n - 1) * step_;
+      const bool over = last + edge_ > stored;  // the last tile needs pixels that are not there
       float* const dst = v + (block * chunk_ + tile - tiles.begin) * BLOCK;
       set_rows(x);
-      table_.winograd_input({rows, over ? n - 1 : n, dst, v_stride_});
+      input_({rows, over ? n - 1 : n, dst, v_stride_});
       if (!over) return;
       set_rows(last);
-      const ptrdiff_t there = std::clamp(stored - last, 0, EDGE) * ptrdiff_t{BLOCK};
-      for (int r = 0; r < EDGE; ++r) {
-        float* const to = patch + r * EDGE * BLOCK;
-        std::fill(std::copy(rows[r], rows[r] + there, to), to + EDGE * BLOCK, 0.0f);
+      const ptrdiff_t there = std::clamp(stored - last, 0, edge_) * ptrdiff_t{BLOCK};
+      for (int r = 0; r < edge_; ++r) {
+        float* const to = patch + r * edge_ * BLOCK;
+        std::fill(std::copy(rows[r], rows[r] + there, to), to + edge_ * BLOCK, 0.0f);
         rows[r] = to;
       }
-      table_.winograd_input({rows, 1, dst + (n - 1) * BLOCK, v_stride_});
+      input_({rows, 1, dst + (n - 1) * BLOCK, v_stride_});
     });
   }
 
@@ -161,10 +166,10 @@ class WinogradOp final : public Op {
       g.add = nullptr;
       g.add_stride = 0;
       g.act = {ActKind::clamp, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity(), 0, 0};
-      for (int e = 0; e < ELEMENTS; ++e) {
+      for (int e = 0; e < elements_; ++e) {
         g.b = weights_->panel(panel) + e * element;
-        g.bias = e == BIAS_AT ? w.bias + panel.block * BLOCK : zeros_.data();
-        const bool more = e + 1 < ELEMENTS || p + 1 < part.end;
+        g.bias = e == edge_ + 1 ? w.bias + panel.block * BLOCK : zeros_.data();
+        const bool more = e + 1 < elements_ || p + 1 < part.end;
         WeightsAhead ahead{more ? WeightStream(g.b + element, element) : WeightStream(), later};
         const auto some = [&](ptrdiff_t begin, ptrdiff_t count, ptrdiff_t mr) {
           if (count <= 0) return;
@@ -199,7 +204,7 @@ class WinogradOp final : public Op {
         add[r] = has_add_ && y0 + r < y1 ? at(add_, r, x) : outside + edge_floats();
       }
       const float* const src = m + (tile - tiles.begin) * BLOCK;
-      table_.winograd_output({src, m_stride_, over ? n - 1 : n, rows, has_add_ ? add : nullptr, act_});
+      output_({src, m_stride_, over ? n - 1 : n, rows, has_add_ ? add : nullptr, act_});
       if (!over) return;
       const ptrdiff_t inside = (dst_.w - last) * ptrdiff_t{BLOCK};
       for (int r = 0; r < OUT; ++r) {
@@ -208,19 +213,21 @@ class WinogradOp final : public Op {
         if (has_add_ && y0 + r < y1) std::copy(at(add_, r, last), at(add_, r, last) + inside, to);
         add[r] = to;
       }
-      table_.winograd_output({src + (n - 1) * BLOCK, m_stride_, 1, rows, has_add_ ? add : nullptr, act_});
+      output_({src + (n - 1) * BLOCK, m_stride_, 1, rows, has_add_ ? add : nullptr, act_});
       for (int r = 0; y0 + r < y1; ++r) std::copy(rows[r], rows[r] + inside, at(dst_, r, last));
     });
   }
 
-  const KernelTable& table_;
+  void (*const input_)(const WinogradInputArgs&);
+  void (*const output_)(const WinogradOutputArgs&);
   const Tensor src_, dst_;
   Tensor add_;
   bool has_add_ = false;
   const Window window_;
   const Act act_;
   const std::shared_ptr<const WinogradWeights> weights_;
-  const int columns_;  // tiles of a row
+  const int edge_, elements_, step_;  // step: pixels from one tile to the next
+  const int columns_;                 // tiles of a row
   const ptrdiff_t n_tiles_;
   ptrdiff_t chunk_ = 0, v_stride_ = 0, m_stride_ = 0;
   std::vector<Segment> segments_;
@@ -231,36 +238,45 @@ class WinogradOp final : public Op {
 
 }  // namespace
 
-std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<const PackedWeights>& plain) {
+std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<const PackedWeights>& plain, int stride) {
   const PackedWeights& w = *plain;
   check(w.kh == 3 && w.kw == 3 && w.groups == 1 && !w.depthwise, "winograd", "needs a dense 3x3 convolution");
+  check(stride == 1 || stride == 2, "winograd", "needs stride 1 or 2");
   auto result = std::make_shared<WinogradWeights>();
   result->plain = plain;
+  result->stride = stride;
   float* const to = w.store->allocate(static_cast<size_t>(result->floats()));
   result->weight = to;
-  static const double G[EDGE][3] = {{1.0 / 4, 0, 0},
-                                    {-1.0 / 6, -1.0 / 6, -1.0 / 6},
-                                    {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                    {1.0 / 24, 1.0 / 12, 1.0 / 6},
-                                    {1.0 / 24, -1.0 / 12, 1.0 / 6},
-                                    {0, 0, 1}};
+  static const double G1[6][3] = {{1.0 / 4, 0, 0},
+                                  {-1.0 / 6, -1.0 / 6, -1.0 / 6},
+                                  {-1.0 / 6, 1.0 / 6, -1.0 / 6},
+                                  {1.0 / 24, 1.0 / 12, 1.0 / 6},
+                                  {1.0 / 24, -1.0 / 12, 1.0 / 6},
+                                  {0, 0, 1}};
+  static const double G2[9][3] = {{1.0 / 2, 0, 0},
+                                  {-1.0 / 2, 0, -1.0 / 2},
+                                  {-1.0 / 6, 0, 1.0 / 6},
+                                  {1.0 / 6, 0, 1.0 / 3},
+                                  {0, 0, 1},
+                                  {0, 1, 0},
+                                  {0, 1, 0},
+                                  {0, 1, 0},
+                                  {0, 1, 0}};
+  const double(*const g)[3] = stride == 1 ? G1 : G2;
+  const int edge = result->edge();
   for (const Panel& p : w.panels) {
     const ptrdiff_t taps = ptrdiff_t{w.ic} * p.width();  // floats from one tap to the next, and from element to element
     const float* const from = w.panel(p);
     float* const out = to + (result->panel(p) - result->weight);
     for (ptrdiff_t i = 0; i < taps; ++i) {
-      double half[EDGE][3];
-      for (int y = 0; y < EDGE; ++y) {
-        for (int x = 0; x < 3; ++x) {
-          half[y][x] = 0;
-          for (int r = 0; r < 3; ++r) half[y][x] += G[y][r] * static_cast<double>(from[(r * 3 + x) * taps + i]);
+      for (int y = 0; y < edge; ++y) {
+        double row[3] = {};
+        for (int r = 0; r < 3; ++r) {
+          for (int x = 0; x < 3; ++x) row[x] += g[y][r] * static_cast<double>(from[(r * 3 + x) * taps + i]);
         }
-      }
-      for (int y = 0; y < EDGE; ++y) {
-        for (int x = 0; x < EDGE; ++x) {
-          double sum = 0;
-          for (int r = 0; r < 3; ++r) sum += half[y][r] * G[x][r];
-          out[(y * EDGE + x) * taps + i] = static_cast<float>(sum);
+        for (int x = 0; x < edge; ++x) {
+          const double sum = row[0] * g[x][0] + row[1] * g[x][1] + row[2] * g[x][2];
+          out[(y * edge + x) * taps + i] = static_cast<float>(sum);
         }
       }
     }
@@ -274,8 +290,9 @@ OpPtr make_winograd(const KernelTable& table, std::string name, const Tensor& sr
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
   check(w.ic == src.c && w.oc == dst.c && !src.image && !dst.image, name, "weights do not fit the tensors");
-  check(window.stride_h * window.stride_w == 1 && window.dilation_h * window.dilation_w == 1, name,
-        "needs stride and dilation 1");
+  check(window.stride_h == weights->stride && window.stride_w == weights->stride, name,
+        "the weights are transformed for another stride");
+  check(window.dilation_h * window.dilation_w == 1, name, "needs dilation 1");
   check(chunk > 0, name, "a chunk has at least one tile");
   check(add == nullptr || (add->c == dst.c && add->h == dst.h && add->w == dst.w && !add->image), name,
         "the tensor to add has another shape");
