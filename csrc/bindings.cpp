@@ -4,9 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <chrono>
 #include <optional>
-#include <thread>
 
 #include "bindings.h"
 #include "runtime/dispatch.h"
@@ -85,30 +83,6 @@ InputKind input_kind(const std::string& layout, const py::array& x) {
   if (layout == "NHWC" && f32) return InputKind::f32_nhwc;
   if (layout == "NCHW" && f32) return InputKind::f32_nchw;
   throw std::invalid_argument("layout must be pixels (uint8), NHWC or NCHW (float32)");
-}
-
-bool interpreter_ends() {
-#if PY_VERSION_HEX >= 0x030d0000
-  return Py_IsFinalizing() != 0;
-#else
-  return _Py_IsFinalizing() != 0;
-#endif
-}
-
-// Runs f without the GIL. A daemon thread may be here while the interpreter ends: to take the GIL back would then
-// unwind the thread from inside (before Python 3.14), through C++ that must not be unwound. It waits for the end
-// instead.
-template <class F>
-void without_gil(F f) {
-  PyThreadState* const state = PyEval_SaveThread();
-  try {
-    f();
-  } catch (...) {
-    PyEval_RestoreThread(state);
-    throw;
-  }
-  while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  PyEval_RestoreThread(state);
 }
 
 // x: (n, h, w, c) or, for NCHW, (n, c, h, w). Returns (n, oh, ow, oc), and seconds per op if asked for.
@@ -338,6 +312,7 @@ PYBIND11_MODULE(_native, m) {
       });
 
   bind_u8(m, program);
+  bind_detection(m, program);
 
   m.def("_kernels", &kernels, py::arg("isa"));
   m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("half"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import models
+    from .detection import Detection
     from .errors import ModelError
     from .features import FeatureExtractor
     from .graph import Graph
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "FeatureExtractor", "Graph", "MapResult", "Model", "ModelError", "Prediction", "Preprocess", "__version__",
-    "models",
+    "Detection", "FeatureExtractor", "Graph", "MapResult", "Model", "ModelError", "Prediction", "Preprocess",
+    "__version__", "models",
 ]  # fmt: skip
 
 _HOME = {
+    "Detection": "detection",
     "FeatureExtractor": "features",
     "MapResult": "streaming",
     "Graph": "graph",

@@ -111,6 +111,7 @@ class Program:
     def gather(self, name: str, sources: list[int], dst: int, index: list[int]) -> None: ...
     def lrn(self, name: str, src: int, dst: int, size: int, alpha: float, beta: float, bias: float) -> None: ...
     def softmax(self, name: str, src: int, dst: int) -> None: ...
+    def rows(self, name: str, sources: list[int], dst: int, columns: list[int]) -> None: ...
     def tensor_u8(
         self, c: int, h: int, w: int, pads: tuple[int, int, int, int], image: bool, zero: int, offset: int
     ) -> int: ...
@@ -179,3 +180,40 @@ class Program:
 def _kernels(isa: str) -> list[dict[str, Any]]: ...
 def _test_gemm(*args: Any) -> None: ...
 def _test_dw(*args: Any) -> None: ...
+
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+class DetectionSpec:
+    def __init__(
+        self,
+        anchors: np.ndarray,
+        classes: int,
+        *,
+        yx: bool = False,
+        scale: tuple[float, float, float, float] = (1, 1, 1, 1),
+        limit: float = ...,
+        clip: tuple[float, float] | None = None,
+        scores: str = "plain",
+        background: bool = False,
+        iou_threshold: float = 1.0,
+        candidates: int = 0,
+        per_class: int = 0,
+        detections: int = 100,
+        agnostic: bool = False,
+        per_anchor: int = 1,
+    ) -> None: ...
+    def run(self, rows: np.ndarray, threshold: float, threads: int = 1) -> list[_Found]: ...
+    def decode(self, rows: np.ndarray) -> np.ndarray: ...
+
+def nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    iou_threshold: float,
+    *,
+    candidates: int = 0,
+    per_class: int = 0,
+    detections: int = 100,
+    agnostic: bool = False,
+    per_anchor: int = 1,
+) -> _Found: ...

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import labels as label_files
 from ._native import MAX_THREADS
+from .detection_head import head_of
 from .errors import ModelError
 from .graph import Graph, infer_shapes
 from .preprocess import Preprocess
@@ -48,7 +49,10 @@ def check_preprocess(preprocess: Preprocess | None) -> None:
 
 
 def class_count(graph: Graph) -> int | None:
-    """The channels of an output of one pixel; None where the output is larger, as that of no classifier is."""
+    """The channels of an output of one pixel, or the classes of a detector; None for what is neither."""
+    head = head_of(graph)
+    if head is not None:
+        return head.names
     _, h, w, c = infer_shapes(graph, 1, *graph.input_size)[graph.output]
     return c if h == w == 1 else None
 

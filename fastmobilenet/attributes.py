@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import detection_head
 from .activation import Activation
 from .errors import ModelError
 from .graph import Graph, Node, infer_shapes
@@ -25,6 +26,8 @@ from .reference_u8 import ADD_ROUNDINGS, ROUNDINGS
 MAX_EXTENT = 1024
 #: More than any network has; the passes over a graph of this many take a second.
 MAX_NODES = 4000
+#: Of a detector.
+MAX_CLASSES, MAX_BOXES = 2**16, 2**20
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,22 @@ def pair(high: int) -> Kind:
     )
 
 
+def _numbers(n: int) -> Kind:
+    return Kind(lambda v: isinstance(v, tuple) and len(v) == n and all(map(_is_number, v)), f"{n} finite numbers")
+
+
+def _word(words: tuple[str, ...]) -> Kind:
+    return Kind(lambda v: v in words, f"one of {', '.join(words)}")
+
+
+def _up_to(high: int) -> Kind:
+    return Kind(lambda v: _is_count(v, 0, high), f"a whole number from 0 to {high}")
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and value[0] == 4 and _is_count(value[1], 1, MAX_CLASSES)
+
+
 NUMBER = Kind(_is_number, "a finite number")
 POSITIVE = Kind(lambda v: _is_number(v) and v >= 0, "a finite number, not negative")
 FLAG = Kind(lambda v: isinstance(v, bool), "true or false")
@@ -118,6 +137,26 @@ ATTRIBUTES: dict[str, dict[str, Kind]] = {
     "lrn": {"size": count(MAX_EXTENT), "alpha": NUMBER, "beta": NUMBER, "bias": NUMBER},
     "dense": {"activation": ACTIVATION, "quant": QUANT, **_WEIGHT_ZERO},
     "softmax": {"quant": QUANT},
+    "detection": {
+        "columns": Kind(_is_columns, f"(4, a number of classes from 1 to {MAX_CLASSES})"),
+        "anchors": Kind(lambda v: isinstance(v, np.ndarray) and v.dtype == np.float32, "an array of float32"),
+        "extent": _numbers(2),
+        "order": _word(detection_head.ORDERS),
+        "scale": _numbers(4),
+        "limit": Kind(lambda v: v is None or _is_number(v), "a finite number, or nothing"),
+        "clip": FLAG,
+        "scores": _word(detection_head.SCORES),
+        "background": FLAG,
+        "shift": _up_to(1),
+        "score_threshold": NUMBER,
+        "above": FLAG,
+        "iou_threshold": POSITIVE,
+        "candidates": _up_to(MAX_BOXES),
+        "per_class": _up_to(MAX_BOXES),
+        "detections": count(MAX_BOXES),
+        "agnostic": FLAG,
+        "per_anchor": count(MAX_CLASSES),
+    },
     "quantize": {"quant": QUANT},
     "dequantize": {},
     "lookup": {"quant": QUANT},
@@ -153,6 +192,9 @@ def check_graph(graph: Graph) -> None:
     for name, shape in infer_shapes(graph, 1, *graph.input_size).items():
         if math.prod(shape) > MAX_FILE_ELEMENTS:
             raise ModelError(f"node {quote(name)}: a tensor of shape {shape} is too large")
+    for node in graph.nodes:
+        if node.op == "detection":
+            detection_head.check_head(node, graph)
     _check_bytes(graph)
 
 

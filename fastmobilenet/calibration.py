@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import reference_u8
+from . import reference_detection, reference_u8
 from .errors import ModelError
 from .graph import Graph, Node, infer_shapes
 from .lower import Engine
@@ -110,6 +110,7 @@ _SEVERAL: dict[str, Callable[[Node, list[Floats]], Floats]] = {
     "mul": lambda node, xs: activate(xs[0] * xs[1], node.activation),
     "concat": lambda node, xs: np.concatenate(xs, axis=3),
     "gather_channels": lambda node, xs: np.concatenate(xs, axis=3)[..., list(node.attrs["index"])],
+    "detection": lambda node, xs: reference_detection.rows(node, *xs),
 }
 
 

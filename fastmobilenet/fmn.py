@@ -46,8 +46,8 @@ from .importers._text import quote
 from .importers.safetensors import DTYPES, MAX_HEADER
 from .quantization import Quant
 
-#: Files of a higher version are refused.
-VERSION = 1
+#: Files of a higher version are refused. A file has the lowest one that can read it: 2 for detectors.
+VERSION = 2
 #: The key of the metadata that makes a .safetensors file a .fmn file.
 KEY = "fastmobilenet"
 CHECKSUM = "checksum"
@@ -86,7 +86,7 @@ def encode(graph: Graph) -> tuple[bytes, list[np.ndarray]]:
     tensors: dict[str, np.ndarray] = {}
     metadata = {
         CHECKSUM: NO_CHECKSUM,
-        KEY: str(VERSION),
+        KEY: str(VERSION if any(node.op == "detection" for node in graph.nodes) else 1),
         "graph": _json(_describe(graph, tensors)),
         "preprocess": _json(asdict(graph.preprocess)),
     }

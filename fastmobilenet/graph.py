@@ -23,6 +23,7 @@ name. All tensors are NHWC with rank 4; a vector is (n, 1, 1, c). ``reference.py
 | dense               | x[, add] | [activation]                                    | weight (oc, h * w * c)         |
 |                     |          |                                                 | [, bias (oc,)]                 |
 | softmax             | x        |                                                 |                                |
+| detection           | maps     | columns, anchors, ... (detection_head.py)       |                                |
 | quantize            | x        | quant                                           |                                |
 | dequantize          | x        |                                                 |                                |
 | lookup              | x        | quant                                           | table (256,)                   |
@@ -55,6 +56,7 @@ from typing import Any
 
 import numpy as np
 
+from . import detection_head
 from .activation import ACTIVATIONS, HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SWISH, Activation
 from .errors import ModelError
 from .preprocess import Preprocess
@@ -347,6 +349,7 @@ OPS: dict[str, OpSpec] = {
     "lrn": OpSpec((1, 1), _lrn, ("size", "alpha", "beta", "bias")),
     "dense": OpSpec((1, 2), _dense),
     "softmax": OpSpec((1, 1), lambda node, xs: xs[0]),
+    "detection": OpSpec((2, MAX_INPUTS), detection_head.rows_shape, detection_head.REQUIRED),
     "quantize": OpSpec((1, 1), lambda node, xs: xs[0], ("quant",)),
     "dequantize": OpSpec((1, 1), lambda node, xs: xs[0]),
     "lookup": OpSpec((1, 1), _lookup, ("quant",)),

@@ -209,7 +209,11 @@ def prepare(picture: Pixels, preprocess: Preprocess, size: tuple[int, int]) -> P
     ih, iw = picture.shape[:2]
     if (ih, iw) == (h, w):
         return picture
-    oh, ow = _resized(ih, iw, h, w, preprocess)
+    if preprocess.interpolation == "linear":
+        from . import linear
+
+        return np.rint(linear.resize(picture, (h, w))).astype(np.uint8)
+    oh, ow = resized(ih, iw, h, w, preprocess)
     if oh < h or ow < w:
         raise ValueError(
             f"the picture has {iw}x{ih} pixels, less than the network's {w}x{h}, and the model's preprocessing "
@@ -219,13 +223,18 @@ def prepare(picture: Pixels, preprocess: Preprocess, size: tuple[int, int]) -> P
         raise ValueError(
             f"the picture of {iw}x{ih} pixels is too elongated: to cover {w}x{h} it would grow to {ow}x{oh}"
         )
-    crop = (round((oh - h) / 2), round((ow - w) / 2), h, w)
+    crop = (*margins(oh, ow, h, w), h, w)
     return _image.resize(
         np.ascontiguousarray(picture), oh, ow, preprocess.interpolation, crop, _vertical_first(ih, iw, oh, ow)
     )
 
 
-def _resized(ih: int, iw: int, h: int, w: int, preprocess: Preprocess) -> tuple[int, int]:
+def margins(oh: int, ow: int, h: int, w: int) -> tuple[int, int]:
+    """Rows above and columns before the centre h x w of a picture of oh x ow."""
+    return round((oh - h) / 2), round((ow - w) / 2)
+
+
+def resized(ih: int, iw: int, h: int, w: int, preprocess: Preprocess) -> tuple[int, int]:
     """The (height, width) to which a picture of ih x iw is resized before h x w are cut out."""
     if preprocess.resize == "none":
         return ih, iw

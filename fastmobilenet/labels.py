@@ -15,6 +15,9 @@ from .files import open_regular
 #: The first of TensorFlow's 1001 ImageNet labels.
 BACKGROUND = "background"
 
+#: The first of the labels of detectors.
+DETECTOR_BACKGROUNDS = ("???", "__background__")
+
 #: No list of class names is longer; a file above it is something else.
 MAX_BYTES = 16 * 2**20
 
@@ -48,13 +51,17 @@ def split(text: str) -> tuple[str, ...]:
 def fit(labels: Sequence[str], classes: int) -> tuple[str, ...] | None:
     """``labels`` as names of ``classes`` classes, or None where they do not fit.
 
-    1001 names that begin with "background" fit 1000 classes, and the other way round.
+    1001 names that begin with "background" fit 1000 classes, and the other way round. One name more than there are
+    classes fits where the first is that of TensorFlow's or torchvision's lists for detectors, "???" or
+    "__background__".
     """
     names = tuple(labels)
     if len(names) == classes:
         return names
     has_background = bool(names) and names[0].lower() == BACKGROUND
     if (len(names), classes) == (1001, 1000) and has_background:
+        return names[1:]
+    if len(names) == classes + 1 and names[0] in DETECTOR_BACKGROUNDS:
         return names[1:]
     if (len(names), classes) == (1000, 1001) and not has_background:
         return (BACKGROUND, *names)

@@ -218,6 +218,8 @@ class Engine:
             program.lrn(node.name, src, dst, *(node.attrs[key] for key in ("size", "alpha", "beta", "bias")))
         elif node.op == "softmax":
             program.softmax(node.name, src, dst)
+        elif node.op == "detection":
+            program.rows(node.name, [ids[s] for s in node.inputs], dst, list(node.attrs["columns"]))
         else:
             raise ModelError(f"node {node.name!r}: op {node.op!r} has no kernel")
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import _native, arguments, values
 from . import labels as label_files
+from .detection import Detecting, Detector
 from .errors import ModelError
 from .graph import Graph, count_parameters, infer_shapes
 from .lower import Engine, default_threads, without_data
@@ -53,7 +54,7 @@ class Prediction:
     score: float
 
 
-class Model(Uses, Quantizing):
+class Model(Uses, Quantizing, Detecting):
     """A network with its weights packed for this CPU. Made by :meth:`load` or :meth:`from_graph`.
 
     A Model does not change after it was made. Any number of Python threads may use one at the same time, and processes
@@ -78,6 +79,7 @@ class Model(Uses, Quantizing):
         self._output = output_at(*graph.input_size)
         self._engine = Engine(graph, base=base)
         self._named = Named(self._engine)
+        self._detector = Detector.of(self._engine)
         self._origin: Origin | None = None  # the file, where all came from one
 
     @classmethod
@@ -190,14 +192,16 @@ class Model(Uses, Quantizing):
           "NHWC". Any height and width that the network allows; any strides, alignment and byte order.
 
         ``size``: run pictures at this size, one number or (height, width), instead of the model's own.
-        ``outputs``: a list of names: "embedding" (see :meth:`features`), "logits", "probabilities", "output", and the
-        layers of ``model.graph``, each with its activation and the sum behind it; "block_12" is the last of
-        "block_12/expand", "block_12/depthwise" and "block_12/project". Nothing behind them is computed. Outputs of the
-        same height and width take one run together, others one each; they share the weights.
+        ``outputs``: a list of names: "embedding" (see :meth:`features`), "logits", "probabilities", "output", of a
+        detector "boxes", "logits" and "output", and the layers of ``model.graph``, each with its activation and the sum
+        behind it; "block_12" is the last of "block_12/expand", "block_12/depthwise" and "block_12/project". Nothing
+        behind them is computed. Outputs of the same height and width take one run together, others one each; they share
+        the weights.
 
         Returns a new float32 array: (classes,) for one picture, (n, classes) for several. An output that is
-        larger than one pixel keeps its height and width, in the layout of the model file. With ``outputs`` a dict
-        of name and such an array.
+        larger than one pixel keeps its height and width, in the layout of the model file. A detector gives a row for
+        each anchor, the four numbers of its box and one for each class: (anchors, 4 + classes); see :meth:`detect`.
+        With ``outputs`` a dict of name and such an array.
 
         Raises TypeError and ValueError that name what was given and what was expected, ModelError where the
         network does not allow the size, and OSError where a file cannot be read. ``x`` is never modified.
@@ -228,7 +232,12 @@ class Model(Uses, Quantizing):
         Raises what :meth:`run` raises, and ValueError for a network that is no classifier.
         """
         if self.classes is None:
-            raise ValueError(f"{self.name} is no classifier: its output is {self._output}; use run()")
+            what = (
+                f"its output is {self._output}; use run()"
+                if self._detector is None
+                else "it is a detector; use detect()"
+            )
+            raise ValueError(f"{self.name} is no classifier: {what}")
         out = self.run(x, size=size)
         if out.ndim > 2:
             raise ValueError(f"at this size the output has the shape {out.shape}; classify pictures of {self._size}")
@@ -318,8 +327,10 @@ class Model(Uses, Quantizing):
         """What the engine takes, uint8 pixels or a preprocessed float32 array, and whether x has a batch axis."""
         if isinstance(x, np.ndarray) and x.dtype != np.uint8:
             return arguments.float_batch(x)
-        from . import image
+        from . import image, linear
 
+        if self._graph.preprocess.interpolation == "linear":
+            return linear.to_batch(x, self._graph, size, first=first)
         return image.to_batch(x, self._graph.preprocess, size, first=first)
 
     def _arrange(self, out: npt.NDArray[np.float32], batched: bool) -> npt.NDArray[np.float32]:
@@ -327,6 +338,8 @@ class Model(Uses, Quantizing):
         n, h, w, c = out.shape
         if h == w == 1:
             out = out.reshape(n, c)
+        elif self._detector is not None and (h, w) == self._output[:2]:
+            out = out.reshape(n, h, c)  # a row for each anchor
         elif self._graph.input_layout == "NCHW":
             out = np.ascontiguousarray(out.transpose(0, 3, 1, 2))
         return out if batched else out[0]
@@ -383,6 +396,8 @@ class Model(Uses, Quantizing):
 
     def __repr__(self) -> str:
         out = "x".join(map(str, self._output)) if self.classes is None else values.counted(self.classes, "class")
+        if self._detector is not None:
+            out = self._detector.head.describe()
         names = "" if self.labels is None else " with names"
         lines = [
             f"<fastmobilenet.Model {self.name}",

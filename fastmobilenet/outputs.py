@@ -15,6 +15,9 @@ from .passes import drop_unused
 #: Names that every network has; "logits" and "probabilities" those only whose output is one pixel.
 ALIASES = ("embedding", "logits", "probabilities", "output")
 
+#: Of a detector: other names than those of a classifier, and some that it has not.
+_OF_DETECTORS = ("embedding", "boxes", "logits", "probabilities")
+
 #: Ops that may stand between the layers of a classifier, and change no shape.
 _BETWEEN = ("activation", "softmax", "quantize", "dequantize", "lookup", "batch_norm")
 _POOLS = ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d")
@@ -34,6 +37,8 @@ class Selection:
         A name is one of ALIASES, that of a layer, or the part before a "/" of some: "block_12" stands for the last of
         "block_12/expand", "block_12/depthwise" and "block_12/project".
         """
+        if self.graph[self.graph.output].op == "detection" and name in _OF_DETECTORS:
+            return self._of_rows(name)
         if name == "embedding":
             return self._real(self._embedding())
         if name == "output" or (name == "probabilities" and ends_in_softmax(self.graph)):
@@ -54,6 +59,17 @@ class Selection:
             f"{self.graph.name} has no output {name!r}{hint}. Outputs: {', '.join(ALIASES)}, and the layers "
             f"{', '.join(layers)}"
         )
+
+    def _of_rows(self, name: str) -> str:
+        """Columns of the rows of a detector."""
+        if name not in ("boxes", "logits"):
+            raise ValueError(
+                f"{self.graph.name} is a detector and has no {name!r}. Outputs: boxes (four numbers for each anchor), "
+                "logits (a number for each anchor and class), output (both), and the layers"
+            )
+        boxes, classes = self.graph[self.graph.output].attrs["columns"]
+        index = range(boxes) if name == "boxes" else range(boxes, boxes + classes)
+        return self._append("gather_channels", self.graph.output, f"{self.graph.output}/{name}", index=tuple(index))
 
     def _logits(self) -> str:
         """What the last softmax reads; the output where there is none."""
@@ -114,11 +130,11 @@ class Selection:
         readers = [node.name for node in self.graph.nodes if node.op == "dequantize" and node.inputs[0] == name]
         return readers[0] if readers else self._append("dequantize", name, f"{name}/float")
 
-    def _append(self, op: str, source: str, name: str) -> str:
+    def _append(self, op: str, source: str, name: str, **attrs: Any) -> str:
         for node in self.graph.nodes:
-            if node.op == op and node.inputs == (source,):
+            if node.op == op and node.inputs == (source,) and (not attrs or node.attrs == attrs):
                 return node.name
-        node = Node(_unique(self.graph, name), op, (source,))
+        node = Node(_unique(self.graph, name), op, (source,), attrs)
         self.graph = self.graph.replace(nodes=(*self.graph.nodes, node))
         self._shapes = infer_shapes(self.graph, 1, *self.graph.input_size)
         return node.name

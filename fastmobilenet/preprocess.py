@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS = ("bilinear", "bicubic", "linear")
 RESIZE_MODES = ("shorter_side", "stretch", "none")
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -25,7 +25,8 @@ class Preprocess:
 
     1. Resize so that the crop covers ``crop_fraction`` of the shorter side (``resize="shorter_side"``:
        shorter side = ``round(size / crop_fraction)``), or stretch to the input size (``"stretch"``), with
-       Pillow's antialiased filter. ``"none"`` skips this step.
+       Pillow's antialiased filter. ``"none"`` skips this step. ``interpolation="linear"``, for "stretch" only, is the
+       plain interpolation between four pixels, without antialias and without rounding, of torchvision's detectors.
     2. Crop the centre.
     3. Reorder the channels if ``channels == "bgr"``.
     4. ``(pixel - mean) / std`` in float32, where pixel, mean and std are in units of 0..255.
@@ -48,6 +49,8 @@ class Preprocess:
         _check_word("resize", self.resize, RESIZE_MODES)
         _check_word("interpolation", self.interpolation, INTERPOLATIONS)
         _check_word("channels", self.channels, CHANNEL_ORDERS)
+        if self.interpolation == "linear" and self.resize != "stretch":
+            raise ValueError(f'interpolation="linear" needs resize="stretch", not {self.resize!r}')
         if not _is_number(self.crop_fraction):
             raise TypeError(f"crop_fraction must be a number, not {self.crop_fraction!r}")
         if not MIN_CROP_FRACTION <= self.crop_fraction <= 1.0:

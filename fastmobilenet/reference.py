@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import reference_u8
+from . import reference_detection, reference_u8
 from .graph import Activation, Graph, Node, Padding, infer_shapes, kernel_size, resolve_padding
 
 
@@ -157,6 +157,7 @@ _EXECUTE: dict[str, Callable[..., np.ndarray]] = {
     "gather_channels": gather_channels,
     "lrn": lrn,
     "softmax": softmax,
+    "detection": reference_detection.rows,
 }
 
 

@@ -216,6 +216,12 @@ OpPtr make_lrn(std::string name, const Tensor& src, const Tensor& dst, const Lrn
 
 OpPtr make_softmax(std::string name, const Tensor& src, const Tensor& dst);
 
+// The maps of a detector's heads -> a row of dst for each anchor. The sources are as many equal groups as there are
+// `columns`; a pixel of a map of group g has columns[g] channels for each of its anchors, which follow each other as
+// the pixels do, map after map. Row i holds the columns of anchor i of every group.
+OpPtr make_rows(std::string name, const std::vector<Tensor>& sources, const Tensor& dst,
+                const std::vector<int>& columns);
+
 OpPtr make_output(const Tensor& src);
 
 // --- shared by the ops ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import models
 from ..graph import Graph
+from ..models.ssd import SsdPlan
 from ._namings import AUXILIARY, known, naming
 from ._text import quote
 
@@ -72,7 +73,9 @@ def _match(entry: models.Arch, tensors: Mapping[str, Any], width: float, classes
     if classes is None:
         classifier, _ = list(layers.values())[-1]
         shape = _shape(tensors.get(f"{classifier}.weight"))
-        classes = shape[0] if len(shape) in (2, 4) and 0 < shape[0] <= MAX_CLASSES else 1000
+        each = plan.anchors[-1] if isinstance(plan, SsdPlan) else 1  # outputs a class
+        fits = len(shape) in (2, 4) and 0 < shape[0] // each <= MAX_CLASSES
+        classes = shape[0] // each if fits else entry.classes
     graph = models.build(entry.name, width=width, classes=classes, weights=models.skeleton)
     wanted = _wanted(graph, layers, tensors)
     problem, hits = None, 0

@@ -18,6 +18,7 @@ from ..models import (
     mobilenet_v4,
     shufflenet_v2,
     squeezenet,
+    ssd,
     vgg,
 )
 from ._names import (
@@ -29,7 +30,7 @@ from ._names import (
     torchvision_squeezenet,
     torchvision_vgg,
 )
-from ._plan_names import timm, torchvision_mnasnet, torchvision_v2, torchvision_v3
+from ._plan_names import timm, torchvision_mnasnet, torchvision_ssdlite, torchvision_v2, torchvision_v3
 
 #: Beginnings of the names of a family's heads that only training needs.
 AUXILIARY: dict[models.Family, tuple[str, ...]] = {googlenet: ("aux1.", "aux2.")}
@@ -56,6 +57,8 @@ NAMINGS: dict[str | models.Family, tuple[Naming, ...]] = {
     alexnet: (torchvision_alexnet,),
     "alexnet_original": (),
     vgg: (torchvision_vgg, timm_vgg),
+    ssd: (),
+    **{f"ssdlite320_mobilenet_v3_large{tail}": (torchvision_ssdlite,) for tail in ("", "_full_tail")},
 }
 
 

@@ -8,6 +8,7 @@ block. Both give the squeeze-excite layers no batch norm.
 from __future__ import annotations
 
 from ..models import Block, Conv, Plan, SqueezeExcite
+from ..models.ssd import SsdPlan
 from ._names import Names
 
 #: Kind of a block -> its layers -> (convolution, batch norm) within timm's block.
@@ -67,6 +68,12 @@ def torchvision_v2(plan: Plan) -> Names:
 
 
 def torchvision_v3(plan: Plan) -> Names:
+    yield from _torchvision_v3_body(plan)
+    yield "hidden", "classifier.0", ""
+    yield "logits", "classifier.3", ""
+
+
+def _torchvision_v3_body(plan: Plan) -> Names:
     yield plan.stem.name, "features.0.0", "features.0.1"
     for number, block in enumerate(plan.blocks, 1):
         for step, layer in enumerate(block.layers):
@@ -76,8 +83,38 @@ def torchvision_v3(plan: Plan) -> Names:
             else:
                 yield f"{block.name}/{layer.name}", f"{at}.0", f"{at}.1"
     yield from _torchvision_head(plan)
-    yield "hidden", "classifier.0", ""
-    yield "logits", "classifier.3", ""
+
+
+def torchvision_ssdlite(plan: SsdPlan) -> Names:
+    """The backbone lies in two parts: the second begins within a block, behind its expansion, which the first heads
+    read. A head is a sequence: the depthwise convolution with its batch norm, and the 1x1 convolution."""
+    blocks = [block.name for block in plan.backbone.blocks]
+    cut = blocks.index(plan.taps[0].partition("/")[0]) + 1  # modules before that block: the stem is one too
+    for layer, *names in _torchvision_v3_body(plan.backbone):
+        yield layer, *(_in_parts(name, cut) for name in names)  # type: ignore[misc]
+    for i, extra in enumerate(plan.extras):
+        for step, conv in enumerate(extra):
+            yield f"extra_{i}/{conv.name}", f"backbone.extra.{i}.{step}.0", f"backbone.extra.{i}.{step}.1"
+    for layer, head in (("boxes", "regression_head"), ("classes", "classification_head")):
+        for i in range(len(plan.anchors)):
+            at = f"head.{head}.module_list.{i}"
+            yield f"{layer}_{i}/depthwise", f"{at}.0.0", f"{at}.0.1"
+            yield f"{layer}_{i}", f"{at}.1", ""
+
+
+def _in_parts(name: str, cut: int) -> str:
+    """The name of a layer of a MobileNet V3 in a backbone whose second part begins in module ``cut``, behind the first
+    layer of its block."""
+    if not name:
+        return name
+    number, rest = name.removeprefix("features.").split(".", 1)
+    module = int(number)
+    if module < cut:
+        return f"backbone.features.0.{module}.{rest}"
+    if module > cut:
+        return f"backbone.features.1.{module - cut}.{rest}"
+    step, rest = rest.removeprefix("block.").split(".", 1)
+    return f"backbone.features.0.{cut}.{rest}" if step == "0" else f"backbone.features.1.0.{step}.{rest}"
 
 
 def torchvision_mnasnet(plan: Plan) -> Names:

@@ -7,7 +7,9 @@ A name stands for an architecture and the conventions of those who trained it: p
 preprocessing. Names are the libraries' own. "mobilenet_v1" is TensorFlow's, "mobilenet_v2", "mobilenet_v3_large",
 "mobilenet_v3_small" and "mnasnet" are torchvision's, "mobilenetv4_conv_small" and its larger ones are timm's, and
 "keras_..." are Keras'; these take any width, and so do AlexNet and VGG. "shufflenet_v1_g1" to "_g8" (the groups) take
-the widths of their paper: 0.5, 1, 1.5 and 2. The names of the others hold it.
+the widths of their paper: 0.5, 1, 1.5 and 2. The names of the others hold it. "ssdlite320_mobilenet_v3_large" is
+torchvision's detector, with "_full_tail" as torchvision makes it for a trained backbone; "ssd_..." and "ssdlite_..."
+are those of TensorFlow's object detection, of any width.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def build(
     arch: str,
     *,
     width: float | None = None,
-    classes: int = 1000,
+    classes: int | None = None,
     padding: str | None = None,
     epsilon: float | None = None,
     weights: ParameterSource | None = None,
@@ -70,7 +72,7 @@ def build(
     """A network by name, with random weights unless ``weights`` gives them.
 
     width: multiplier of the channels, for a name that does not hold one.
-    classes: channels of the logits.
+    classes: channels of the logits, of a detector with the background; None for 1000, or 91.
     padding: "same" (TensorFlow) or "symmetric" (PyTorch); None is the convention of ``arch``, as for epsilon
         (added to the batch norm variance) and preprocess.
     weights: (node, parameter name) -> array, called once for every parameter of the graph.
@@ -86,7 +88,7 @@ def build(
     return entry.family.build(
         entry.resolve_width(width),
         **entry.options,
-        classes=classes,
+        classes=entry.classes if classes is None else classes,
         padding=entry.padding if padding is None else padding,
         epsilon=entry.epsilon if epsilon is None else epsilon,
         weights=weights,

@@ -25,6 +25,7 @@ from . import (
     shufflenet_v1,
     shufflenet_v2,
     squeezenet,
+    ssd,
     vgg,
 )
 from ._common import check_width
@@ -43,7 +44,8 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class Arch:
-    """A name of the registry. ``width`` None: any width, 1.0 if none is given. ``options``: of the family's plan()."""
+    """A name of the registry. ``width`` None: any width, 1.0 if none is given. ``options``: of the family's plan().
+    ``classes``: how many where nobody says."""
 
     name: str
     family: Family
@@ -53,6 +55,7 @@ class Arch:
     epsilon: float = 1e-5
     input_size: tuple[int, int] = (224, 224)
     options: Mapping[str, Any] = field(default_factory=dict)
+    classes: int = 1000
 
     def resolve_width(self, width: float | None) -> float:
         """The width to build with. Raises ModelError for a width that contradicts the name."""
@@ -209,11 +212,27 @@ def _comparison() -> Iterator[Arch]:
         yield Arch(f"vgg{layers}_bn", vgg, None, IMAGENET, options={"layers": layers, "batch_norm": True})
 
 
+def _detectors() -> Iterator[Arch]:
+    plain = replace(TENSORFLOW, resize="stretch")
+    torchvision = replace(plain, interpolation="linear")
+    for suffix, reduced in (("", True), ("_full_tail", False)):
+        options = {"backbone": "v3_large", "convention": "torchvision", "reduced_tail": reduced}
+        yield Arch(
+            f"ssdlite320_mobilenet_v3_large{suffix}", ssd, 1.0, torchvision, "symmetric", 1e-3, (320, 320), options, 91
+        )
+    for backbone in ssd.BACKBONES:
+        at = (320, 320) if backbone.startswith("v3") else (300, 300)
+        for lite in (False, True):
+            options = {"backbone": backbone, "lite": lite}
+            name = f"{'ssdlite' if lite else 'ssd'}_mobilenet_{backbone}"
+            yield Arch(name, ssd, None, plain, "same", 1e-3, at, options, 91)
+
+
 ARCHS: dict[str, Arch] = {
     arch.name: arch
     for family in (
         *(_mobilenet_v1, _mobilenet_v2, _mobilenet_v3, _mobilenet_v4, _mnasnet, _efficientnet_lite),
-        *(_squeezenet, _shufflenet, _comparison),
+        *(_squeezenet, _shufflenet, _comparison, _detectors),
     )
     for arch in family()
 }

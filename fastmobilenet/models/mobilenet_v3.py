@@ -11,7 +11,7 @@ block that has one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError
@@ -66,7 +66,12 @@ CONVENTIONS = ("torchvision", "timm", "keras")
 
 
 def plan(
-    width: float = 1.0, *, size: str = "large", convention: str = "torchvision", minimalistic: bool = False
+    width: float = 1.0,
+    *,
+    size: str = "large",
+    convention: str = "torchvision",
+    minimalistic: bool = False,
+    reduced_tail: bool = False,
 ) -> Plan:
     """Channels for a width multiplier. The networks of torchvision, timm and Keras agree at width 1, and differ at
     others (``convention``):
@@ -77,6 +82,9 @@ def plan(
         the first block.
     head: timm multiplies the paper's; for the others it has 6 times the channels of its input.
     hidden: torchvision multiplies it, Keras above width 1, timm never.
+
+    ``reduced_tail`` halves the channels of the last stage, behind its first expansion, as detectors have it (table 6
+    of the paper).
     """
     check_width(width)
     _check("size", size, SIZES)
@@ -90,7 +98,7 @@ def plan(
     stem = Conv("conv1", scale(STEM) if torchvision or (timm and width >= 0.75) else STEM, 3, 2, activation=top)
     blocks = Planner(stem.channels)
     before = STEM  # channels of the input in the table
-    for stage in network.stages:
+    for stage in _halve_tail(network.stages) if reduced_tail else network.stages:
         blocks.begin_stage()
         for i, (kernel, wide) in enumerate(stage.blocks):
             expanded = scale(wide) if torchvision else make_divisible(blocks.channels * (wide / before))
@@ -110,6 +118,13 @@ def plan(
     return Plan(stem, tuple(blocks.blocks), Conv("head", head, activation=top), Hidden(hidden, top))
 
 
+def _halve_tail(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    *others, last = stages
+    first, *rest = last.blocks
+    halved = (first, *((kernel, wide // 2) for kernel, wide in rest))
+    return (*others, replace(last, channels=last.channels // 2, blocks=halved))
+
+
 def _check(option: str, value: str, known: Any) -> None:
     if value not in known:
         raise ModelError(f"{option} must be one of {', '.join(known)}, not {value!r}")
@@ -121,11 +136,12 @@ def build(
     size: str = "large",
     convention: str = "torchvision",
     minimalistic: bool = False,
+    reduced_tail: bool = False,
     padding: str = "symmetric",
     epsilon: float = 1e-3,
     **options: Any,
 ) -> Graph:
     """MobileNet V3. The defaults are torchvision's conventions; TensorFlow and Keras have padding="same". The other
     options are those of :func:`fastmobilenet.models._plan.build_plan`."""
-    p = plan(width, size=size, convention=convention, minimalistic=minimalistic)
+    p = plan(width, size=size, convention=convention, minimalistic=minimalistic, reduced_tail=reduced_tail)
     return build_plan(p, padding=padding, epsilon=epsilon, **options)
