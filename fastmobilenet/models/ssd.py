@@ -2,9 +2,9 @@
 
 A MobileNet without its classifier, four steps that halve the map behind it (extra_0 to extra_3), and on each of six
 maps two heads: one gives four numbers for each of the boxes of a pixel (boxes_0 to boxes_5), the other the scores of
-their classes (classes_0 to classes_5). SSDLite (Sandler et al., 2018, section 6.2) makes the heads and the extra steps of
-depthwise and 1x1 convolutions. The first two maps are, of V1, the outputs of block_11 and block_13; of V2 and V3, what
-the last block of stride 2 expands its input to, and the output of the head (Howard et al., 2019, section 6.3).
+their classes (classes_0 to classes_5). SSDLite (Sandler et al., 2018, section 6.2) makes the heads and the extra steps
+of depthwise and 1x1 convolutions. The first two maps are, of V1, the outputs of block_11 and block_13; of V2 and V3,
+what the last block of stride 2 expands its input to, and the output of the head (Howard et al., 2019, section 6.3).
 
 Two conventions: "torchvision" is that of ssdlite320_mobilenet_v3_large, "tensorflow" that of TensorFlow's object
 detection. Class 0 is the background in both.
