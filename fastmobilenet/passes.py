@@ -180,11 +180,19 @@ def fuse_activation(graph: Graph) -> Graph:
         alone = len(readers[source.name]) == 1 and source.name != graph.output
         if source.op not in ("conv2d", "dense", "add", "mul") or not alone or source.activation is not None:
             continue
-        vector = source.op == "dense" or (reads_one_pixel(graph, source) and _only_pointwise(readers[node.name]))
+        around = [*readers[node.name], *readers[source.inputs[0]]]
+        vector = source.op == "dense" or (_is_matrix_vector(graph, source) and _only_pointwise(around))
         if _in_kernels(node.activation) or source.op in ("add", "mul") or vector:
             merged[source.name] = _with(source, attrs={"activation": node.activation})
             removed[node.name] = source.name
     return _merge(graph, merged, removed)
+
+
+def _is_matrix_vector(graph: Graph, node: Node) -> bool:
+    """Whether the node is a 1x1 convolution of a map of one pixel, which the kernels do as a matrix times a vector."""
+    plain = node.op == "conv2d" and node.params["weight"].shape[1:3] == (1, 1) and node.attrs.get("groups", 1) == 1
+    padding = node.attrs.get("padding")
+    return plain and padding in ("same", (0, 0, 0, 0)) and reads_one_pixel(graph, node)
 
 
 def _only_pointwise(readers: Iterable[Node]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastmobilenet import Graph, Preprocess, fmn
+from fastmobilenet.detection_head import DetectionHead
 from fastmobilenet.graph import HARD_SIGMOID, HARD_SWISH, RELU6, SIGMOID, SWISH, Activation, GraphBuilder
 from fastmobilenet.quantization import Quant
 
@@ -90,6 +91,25 @@ def quantised(**fields: Any) -> Graph:
     y = b.add("dense", y, params=layer(5, 12, dtype="uint8"), weight_zero=120, quant=q)
     y = b.add("dequantize", b.add("softmax", y, quant=Quant(1 / 256, 0)))
     return b.build(y, **{"input_size": (6, 6), **fields})
+
+
+def detector(**fields: Any) -> Graph:
+    """The op that ends a detector, with all of its attributes, for pictures of 4x4 with 3 channels."""
+    rng = np.random.default_rng(7)
+    b = GraphBuilder()
+    x = b.add("input")
+    window = {"stride": (2, 2), "padding": "same"}
+    boxes, scores = (
+        b.add("conv2d", x, params={"weight": rng.normal(0, 0.5, (c, 1, 1, 3)).astype(np.float32)}, **window)
+        for c in (8, 10)
+    )
+    head = DetectionHead(
+        rng.uniform(0.1, 0.9, (8, 4)).astype(np.float32), 5, (4.0, 4.0), order="yxhw", scale=(1 / 3, 1.0, 2.0, 1e-3),
+        limit=4.1, clip=True, scores="sigmoid", background=True, shift=1, score_threshold=0.1, above=True,
+        iou_threshold=1 / 3, candidates=6, per_class=5, detections=4, agnostic=True, per_anchor=2,
+    )  # fmt: skip
+    y = b.add("detection", boxes, scores, **head.attributes())
+    return b.build(y, **{"input_size": (4, 4), "labels": ("a", "b", "c", "d"), **fields})
 
 
 def to_bytes(graph: Graph) -> bytes:

@@ -22,7 +22,7 @@ from fastmobilenet.passes import optimize
 from fastmobilenet.quantization import Quant
 from fastmobilenet.reference import execute
 
-from .fmn_files import edit, everything, quantised, reseal, to_bytes
+from .fmn_files import detector, edit, everything, quantised, reseal, to_bytes
 from .samples import assert_same_bits, names, pixels
 
 
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_samples_have_every_op_and_every_attribute() -> None:
-    nodes = (*everything().nodes, *quantised().nodes)
+    nodes = (*everything().nodes, *quantised().nodes, *detector().nodes)
     assert {n.op for n in nodes} == set(OPS)
     for op, kinds in attributes.ATTRIBUTES.items():
         found = {key for n in nodes if n.op == op for key in n.attrs}
@@ -71,7 +71,7 @@ def test_every_op_has_its_attributes_listed() -> None:
         assert set(spec.required) <= set(attributes.ATTRIBUTES[op])
 
 
-@pytest.mark.parametrize("sample", [everything, quantised])
+@pytest.mark.parametrize("sample", [everything, quantised, detector])
 def test_round_trip(path: Path, sample: Callable[[], Graph]) -> None:
     graph = sample()
     size = fmn.save(graph, path)
@@ -287,9 +287,9 @@ def test_loading_takes_milliseconds(path: Path) -> None:
 
 def test_a_newer_version_is_refused() -> None:
     def newer(header: dict[str, Any]) -> None:
-        header["__metadata__"]["fastmobilenet"] = "2"
+        header["__metadata__"]["fastmobilenet"] = "3"
 
-    with pytest.raises(ModelError, match=r"m.fmn is not .* written by a newer fastmobilenet, in version 2 .* up to 1:"):
+    with pytest.raises(ModelError, match=r"m.fmn is not .* written by a newer fastmobilenet, in version 3 .* up to 2:"):
         read(edit(to_bytes(everything()), newer), "m.fmn")
 
 

@@ -23,10 +23,10 @@ from fastmobilenet.graph import GraphBuilder
 from fastmobilenet.importers.fmn import load as read
 from fastmobilenet.importers.safetensors import MAX_HEADER
 
-from .fmn_files import edit, everything, quantised, reseal, to_bytes
+from .fmn_files import detector, edit, everything, quantised, reseal, to_bytes
 from .test_loader_robustness import check, flips, patience, try_to_load
 
-SAMPLES = {"floats": to_bytes(everything()), "bytes": to_bytes(quantised())}
+SAMPLES = {"floats": to_bytes(everything()), "bytes": to_bytes(quantised()), "detector": to_bytes(detector())}
 DATA = SAMPLES["floats"]
 
 

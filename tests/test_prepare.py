@@ -84,7 +84,7 @@ def test_equals_torchvision(interpolation: str) -> None:
 )
 @settings(max_examples=120, deadline=None, derandomize=True)
 def test_resized_picture_covers_the_crop(ih: int, iw: int, h: int, w: int, fraction: float) -> None:
-    oh, ow = image._resized(ih, iw, h, w, Preprocess(crop_fraction=fraction))
+    oh, ow = image.resized(ih, iw, h, w, Preprocess(crop_fraction=fraction))
     th, tw = round(h / fraction), round(w / fraction)
     assert oh >= th >= h
     assert ow >= tw >= w

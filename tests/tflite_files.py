@@ -147,9 +147,15 @@ class TfliteWriter:
         return self.tensor(name, data.shape, data.dtype.name, data=data, **quantization)
 
     def op(
-        self, kind: str, inputs: Iterable[int], outputs: Iterable[int], options: Fields | None = None, type_: int = 0
+        self,
+        kind: str,
+        inputs: Iterable[int],
+        outputs: Iterable[int],
+        options: Fields | None = None,
+        type_: int = 0,
+        flex: bytes | None = None,
     ) -> None:
-        """``kind`` is a builtin's name; any other name makes a custom operator."""
+        """``kind`` is a builtin's name; any other name makes a custom operator, with the options ``flex``."""
         if kind not in self._known:
             number = OPERATORS.index(kind) if kind in OPERATORS else OPERATORS.index("CUSTOM")
             custom = None if kind in OPERATORS else kind
@@ -162,6 +168,7 @@ class TfliteWriter:
                 2: np.array(list(outputs), np.int32),
                 3: u8(type_),
                 4: options,
+                5: None if flex is None else np.frombuffer(flex, np.uint8),
             }
         )
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from . import bench, classify, convert, info, profile, quantize, verify
+from . import bench, classify, convert, detect, info, profile, quantize, verify
 from .terminal import CommandError, drop_output, fail, replace_closed_streams, report, tell
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 #: The exit status where the reader of the output went away: that of a process which SIGPIPE (13) ends.
 BROKEN_PIPE = 128 + 13
 
-DESCRIPTION = "Run MobileNets on the CPU: classify pictures; look into, convert, quantise, verify and measure models."
+DESCRIPTION = """Run MobileNets on the CPU: classify pictures, find objects in them; look into, convert, quantise,
+verify and measure models."""
 
 EPILOG = """\
 exit status:
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (classify, info, convert, quantize, verify, bench, profile):
+    for module in (classify, detect, info, convert, quantize, verify, bench, profile):
         module.add_parser(commands)
     return parser
 

@@ -120,7 +120,7 @@ def _write_rows(model: Model, paths: list[str], args: argparse.Namespace) -> int
                 results.add(row.source, model._best(row.output["probabilities"], args.top))  # type: ignore[call-overload, index]
             else:
                 failed += 1
-                why = _why(row.error, row.source)
+                why = explain(row.error, row.source)
                 progress.clear()
                 report(f"{row.source or repr(row.source)}: {why}")
                 results.add(row.source, why)
@@ -133,7 +133,7 @@ def _write_rows(model: Model, paths: list[str], args: argparse.Namespace) -> int
     return failed
 
 
-def _why(error: Exception, path: str) -> str:
+def explain(error: Exception, path: str) -> str:
     return "not enough memory for this picture" if isinstance(error, MemoryError) else reason(error, path)
 
 
@@ -161,7 +161,7 @@ def classify(model: Model, path: str, top: int) -> list[Prediction] | str:
     try:
         return model.classify(path, top)
     except (OSError, ValueError, TypeError, MemoryError) as error:
-        return _why(error, path)
+        return explain(error, path)
 
 
 def lines(heading: str | None, predictions: list[Prediction]) -> list[str]:

@@ -62,6 +62,7 @@ def describe(graph: Graph, size: tuple[int, int]) -> dict[str, Any]:
         "macs": sum(count_macs(node, shapes) for node in graph.nodes),
         "preprocess": {**asdict(graph.preprocess), "description": graph.preprocess.describe()},
         "precision": of_graph(graph),
+        "detection": _detection(graph),
         "labels": None if graph.labels is None else len(graph.labels),
         "layers": [
             {
@@ -77,6 +78,18 @@ def describe(graph: Graph, size: tuple[int, int]) -> dict[str, Any]:
             for node in graph.nodes
         ],
     }
+
+
+def _detection(graph: Graph) -> dict[str, Any] | None:
+    """How a detector makes boxes of its output; None for what is none."""
+    from ..detection_head import head_of, plain_attributes
+
+    head = head_of(graph)
+    if head is None:
+        return None
+    attrs = plain_attributes(head.attributes())
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in attrs.items()}
+    return {"anchors": len(head.anchors), **plain, "description": head.describe()}
 
 
 def _details(node: Node) -> dict[str, Any]:
@@ -110,6 +123,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("model", printable(facts["name"]) + weights),
         ("input", f"{shape}, float32 arrays in {source['layout']}"),
         ("output", "x".join(map(str, facts["output"]))),
+        *([("detection", facts["detection"]["description"])] if facts["detection"] else []),
         ("pictures", facts["preprocess"]["description"]),
         ("labels", labels),
         ("precision", facts["precision"]),

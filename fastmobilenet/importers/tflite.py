@@ -19,12 +19,15 @@ numbers, as Keras' MobileNetV3 does, gets raw pixels, 0 to 255, and others get p
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import PurePath
 
+from ..detection_head import check_head, head_of
 from ..errors import ModelError
 from ..graph import Graph, Shape, infer_shapes
 from ._gates import join_gates
 from ._limits import DEFAULT_SIZE, MAX_FILE_ELEMENTS
+from .tflite_detection import POSTPROCESS
 from .tflite_metadata import read_labels, read_preprocess
 from .tflite_ops import FIRST_INPUT_ONLY, translate
 from .tflite_quantized import QuantizedTranslation
@@ -47,7 +50,9 @@ def load(data: bytes | bytearray | memoryview, name: str = "model.tflite", *, qu
 
 
 def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str, quantized: bool) -> Graph:
-    if len(file.inputs) != 1 or len(file.outputs) != 1:
+    last = next((op for op in file.operators if op.kind == POSTPROCESS), None)
+    boxes = last is not None and set(file.outputs) <= set(last.outputs)
+    if len(file.inputs) != 1 or (len(file.outputs) != 1 and not boxes) or not file.outputs:
         counts = f"{len(file.inputs)} inputs and {len(file.outputs)} outputs"
         raise ModelError(f"the network has {counts}; one of each is supported")
     source = file.tensor(file.inputs[0])
@@ -62,13 +67,14 @@ def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str, qua
         translate(translation, operator)
     size = DEFAULT_SIZE if source.dynamic else (height, width)
     output = translation.output(file.outputs[0])
+    preprocess = read_preprocess(file, source, raw=translation.raw)
     graph = Graph(
         tuple(join_gates(translation.nodes(output), output)),
         output,
         input_size=size,
         input_channels=channels,
         input_layout="NHWC",
-        preprocess=read_preprocess(file, source, raw=translation.raw),
+        preprocess=replace(preprocess, resize="stretch") if boxes else preprocess,
         name=PurePath(name).name.removesuffix(".tflite"),
     )
     shapes = infer_shapes(graph, batch, *size)
@@ -78,7 +84,10 @@ def _read(file: TfliteFile, data: bytes | bytearray | memoryview, name: str, qua
         declared = translation.declared[node]
         if not source.dynamic and shape != declared:
             raise ModelError(f"node {node!r}: the file gives it the shape {declared}, but its inputs give {shape}")
-    return graph.replace(labels=read_labels(data, shapes[graph.output][3]))
+    head = head_of(graph)
+    if head is not None:
+        check_head(graph[graph.output], graph)
+    return graph.replace(labels=read_labels(data, shapes[graph.output][3] if head is None else head.names))
 
 
 def _input_shape(file: TfliteFile, tensor: Tensor) -> Shape:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph import HARD_SWISH, RELU, RELU6, SIGMOID, Activation
+from . import tflite_detection as detection
 from . import tflite_layers as layers
 from .tflite_schema import Operator, Tensor
 from .tflite_translation import Translation, Value, named_activation, options_of, shape4
@@ -25,6 +26,14 @@ _ONE, _ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 def translate(t: Translation, operator: Operator) -> None:
     """Translates one operator; what its outputs are stands in ``t.values`` then."""
+    if operator.kind == detection.POSTPROCESS:
+        value = detection.postprocess(t, operator)
+        for output in range(len(operator.outputs)):
+            t.define(operator, output, value)
+        return
+    if operator.kind in _TRANSLATE and detection.reads_rows(t, operator):
+        t.define(operator, 0, detection.translate(t, operator))
+        return
     if operator.kind not in _TRANSLATE:
         hint = _NEAREST.get(operator.kind)
         nearest = f"; the nearest supported form is {hint}" if hint else ""
@@ -225,9 +234,12 @@ def _keep(t: Translation, operator: Operator) -> Value:
         return replace(value, flat=True, groups=0)
     if len(target) == 5 and target[:3] == shape[:3] and target[3] * target[4] == c and not value.flat:
         return replace(value, groups=target[3])
+    rows = detection.rows_of_map(operator, value, shape, target)
+    if rows is not None:
+        return rows
     raise ModelError(
         f"{operator} turns {list(before.shape)} into {list(target)}; supported is to flatten a map, to keep its shape, "
-        "or to group its channels"
+        "to group its channels, or to make a row of each anchor of a detector"
     )
 
 

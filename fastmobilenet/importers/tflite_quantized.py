@@ -25,6 +25,7 @@ from ..errors import ModelError
 from ..graph import Activation, Node, Shape
 from ..quantization import Quant
 from . import tflite_tables
+from .tflite_detection import POSTPROCESS
 from .tflite_schema import Operator, Tensor, TfliteFile
 from .tflite_translation import Translation, Value, named_activation, shape4
 
@@ -67,25 +68,39 @@ class QuantizedTranslation(Translation):
         """An operator that makes no node gives the same bytes another meaning, or makes floats of them or bytes of
         floats."""
         tensor = self.file.tensor(operator.outputs[output])
-        after = quant_of(tensor)
-        if self._quants.get(value.node) != after:
-            value = self.plain(value)
-        before = self._quants.get(value.node)
-        if before != after:
-            shape = self.declared[value.node]
-            if after is None:
-                node = self._float(value.node)
-            elif before is None:
-                node = self._append("quantize", tensor, shape, value.node)
-            else:
-                table = _BYTES.reshape(256)
-                if operator.kind == "QUANTIZE":
-                    same_type = self.file.tensor(self.index(operator, 0)).dtype == tensor.dtype
-                    table = tflite_tables.rescale(before, after, same_type)
-                node = self._lookup(tensor, shape, value.node, table)
-            self._note_scaled(value.node, node)
-            value = replace(value, node=node)
+        if value.rows:
+            parts = [replace(tensor, name=f"{tensor.name}/{i}") for i in range(len(value.rows))]
+            rows = zip(parts, value.rows, strict=True)
+            value = replace(value, rows=tuple((self._as(operator, part, node), k) for part, (node, k) in rows))
+        elif operator.kind != POSTPROCESS:
+            if self._quants.get(value.node) != quant_of(tensor):
+                value = self.plain(value)
+            value = replace(value, node=self._as(operator, tensor, value.node))
         super().define(operator, output, value)
+
+    def _as(self, operator: Operator, tensor: Tensor, x: str) -> str:
+        """The node that has the values of ``x`` as ``tensor`` holds them."""
+        before, after, shape = self._quants.get(x), quant_of(tensor), self.declared[x]
+        if before == after:
+            return x
+        if after is None:
+            node = self._float(x)
+        elif before is None:
+            node = self._append("quantize", tensor, shape, x)
+        else:
+            table = _BYTES.reshape(256)
+            if operator.kind == "QUANTIZE":
+                same_type = self.file.tensor(self.index(operator, 0)).dtype == tensor.dtype
+                table = tflite_tables.rescale(before, after, same_type)
+            elif operator.kind == "CONCATENATION":  # of rows: what it does to the bytes of each of its inputs
+                joined = Node("", "concat", (), {"quant": after})
+                table = reference_u8.EXECUTE["concat"](joined, [before], _BYTES).reshape(256)
+            node = self._lookup(tensor, shape, x, table)
+        self._note_scaled(x, node)
+        return node
+
+    def real(self, node: str) -> str:
+        return self._float(node)
 
     # --- weights ------------------------------------------------------------------------------------------
 

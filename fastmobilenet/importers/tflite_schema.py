@@ -7,7 +7,7 @@ part of it that picture classifiers use. Nothing here knows the Graph: tflite.py
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -97,6 +97,7 @@ class Operator:
     options_type: int
     options: Table | None
     label: str
+    custom: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))  # bytes: the options of a custom operator
 
     def __str__(self) -> str:
         return f"node {self.label!r} (operator {self.index}, {self.kind})"
@@ -210,7 +211,8 @@ class TfliteFile:
         inputs = self._indices(table, 1, f"operator {index}: the inputs", absent=True)
         outputs = self._indices(table, 2, f"operator {index}: the outputs")
         label = self._name(outputs[0]) if outputs else ""
-        return Operator(index, kinds[code], inputs, outputs, table.uint8(3), table.table(4), label)
+        custom = table.vector(5, np.uint8)
+        return Operator(index, kinds[code], inputs, outputs, table.uint8(3), table.table(4), label, custom)
 
     def _name(self, index: int) -> str:
         """The tensor's name; of the joined names of layers that a converter fused, the first."""

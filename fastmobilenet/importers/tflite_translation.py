@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ FUSED: dict[int, Activation | None] = {0: None, 1: RELU, 2: Activation("clamp", 
 class Value:
     """What a tensor of the file is in the Graph: a node's output, with zeros around it that are not yet added.
 
-    ``groups`` says that the channels stand in as many groups, as an axis of their own before the last one.
+    ``groups`` says that the channels stand in as many groups, as an axis of their own before the last one. ``rows``:
+    the rows of a detector (tflite_detection.py), maps in their order, each with the columns of its rows.
     """
 
     node: str
@@ -30,6 +32,7 @@ class Value:
     pad_operator: Operator | None = None
     flat: bool = False  # a map as a vector, in the order (height, width, channels)
     groups: int = 0
+    rows: tuple[tuple[str, int], ...] = ()
 
 
 class Translation:
@@ -61,13 +64,28 @@ class Translation:
         value = self.values.get(index)
         if value is None:
             raise ModelError("the network must not end in a constant")
-        if value.flat or value.groups:
+        if value.flat or value.groups or value.rows:
             raise ModelError("the network must not end in a RESHAPE; supported is one that flattens a 1x1 map")
         return self.plain(value).node
 
     def define(self, operator: Operator, output: int, value: Value) -> None:
         """Notes what the operator's output number ``output`` is."""
         self.values[operator.outputs[output]] = value
+
+    def real(self, node: str) -> str:
+        """The node whose floats are those of ``node``."""
+        return node
+
+    def append(
+        self,
+        op: str,
+        tensor: Tensor,
+        shape: Shape,
+        *inputs: str,
+        **attrs: Any,
+    ) -> str:
+        """Appends a node without parameters that makes ``tensor``, in this shape."""
+        return self._append(op, tensor, shape, *inputs, **attrs)
 
     # --- what the operators use --------------------------------------------------------------------------
 
