@@ -13,7 +13,9 @@ from fastmobilenet import Detection, drawing, fmn
 from fastmobilenet.cli import main
 
 from .colours import make_detector, spots
+from .detectors import torchvision_detector
 from .samples import pixels
+from .tflite_detectors import Detector
 
 
 @pytest.fixture
@@ -138,6 +140,30 @@ def test_verify_and_profile(model: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "against" in capsys.readouterr().out
     assert main(["profile", file, "--model", model, "--runs", "2"]) == 0
     assert "rows_f32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_verify_against_litert(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers that come before boxes."""
+    pytest.importorskip("ai_edge_litert.interpreter")
+    file = tmp_path / "detector.tflite"
+    file.write_bytes(Detector(dtype).finish())
+    assert main(["verify", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["against"].startswith("LiteRT")
+    # verify reads quantised files dequantised, and LiteRT rounds every layer
+    assert max(one["difference"] for one in report["pictures"]) < (1e-4 if dtype == "float32" else 0.1)
+
+
+def test_verify_against_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "detector.pth"
+    torch.save(torchvision_detector(classes=4).state_dict(), file)
+    options = ["--arch", "ssdlite320_mobilenet_v3_large", "--json"]
+    assert main(["verify", str(file), picture(tmp_path, "a.png", (1, 2, 0)), *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "torchvision's ssdlite320_mobilenet_v3_large" in report["against"]
+    assert report["ok"]
 
 
 # --- drawing ----------------------------------------------------------------------------------------------

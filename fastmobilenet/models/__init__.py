@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from ..errors import ModelError
 from ..graph import Graph
 from ..preprocess import Preprocess
+from . import ssd
 from ._archs import ARCHS, Arch, Family
 from ._common import ParameterSource, fill, skeleton
 from ._plan import Block, Conv, Plan, SqueezeExcite
@@ -37,6 +38,7 @@ __all__ = [
     "fill",
     "find",
     "skeleton",
+    "ssd",
 ]
 
 

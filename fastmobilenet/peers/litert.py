@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..detection_head import head_of
 from ..graph import Graph, infer_shapes
+from ..importers.tflite_detection import POSTPROCESS
+from ..importers.tflite_schema import TfliteFile
 from . import arrangements, failures_of, title, to_layout
 
 
@@ -21,6 +24,7 @@ class LitertPeer:
         self.name = title("LiteRT", "ai-edge-litert")
         self._path, self._graph, self._library = path, graph, interpreter
         self._shapes = infer_shapes(graph, 1, *graph.input_size)
+        self._rows = _rows_of_detector(path) if head_of(graph) is not None else None
         with failures_of(self.name, path):
             self._interpreter = self._open()
             details = self._interpreter.get_tensor_details()
@@ -29,14 +33,26 @@ class LitertPeer:
 
     def output(self, x: np.ndarray) -> np.ndarray:
         with failures_of(self.name, self._path):
+            if self._rows is not None:
+                return self._rows_of(x, self._rows)
             self._invoke(self._interpreter, x)
             return _values(self._interpreter, self._interpreter.get_output_details()[0])
 
+    def _rows_of(self, x: np.ndarray, tensors: tuple[int, int]) -> np.ndarray:
+        """What a detector has computed before it makes boxes: (1, anchors, 4 + classes)."""
+        interpreter = self._open_plain()
+        self._invoke(interpreter, x)
+        details = {d["index"]: d for d in interpreter.get_tensor_details()}
+        return np.concatenate([_values(interpreter, details[i]) for i in tensors], axis=-1)
+
+    def _open_plain(self) -> Any:
+        """One that shows the tensors inside; the default delegate keeps them to itself."""
+        plain = self._library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        return self._open(experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
+
     def tensors(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
         with failures_of(self.name, self._path):
-            # The default delegate keeps the tensors inside to itself.
-            plain = self._library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            interpreter = self._open(experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
+            interpreter = self._open_plain()
             places = self._places(interpreter)
             self._invoke(interpreter, x)
             return {
@@ -77,6 +93,14 @@ class LitertPeer:
                     taken.add(detail["index"])
                     break
         return places
+
+
+def _rows_of_detector(path: str) -> tuple[int, int]:
+    """The tensors that the operator which makes boxes reads: numbers of boxes, and of classes."""
+    with open(path, "rb") as file:
+        operators = TfliteFile(file.read()).operators
+    boxes, scores, *_ = next(op.inputs for op in operators if op.kind == POSTPROCESS)
+    return boxes, scores
 
 
 def _is_there(interpreter: Any, detail: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import models
+from ..detection_head import head_of
 from ..graph import Graph, Node, infer_shapes
 from ..importers._matching import best_match
 from ..importers.state_dict import PREFIXES, WRAPPERS
@@ -32,15 +33,23 @@ class TorchPeer:
         self._torch, self._path, self._graph = torch, path, graph
         with failures_of(self.name, path):
             state = _state(torch, path)
+            self._detector = head_of(graph)
             classes = infer_shapes(graph, 1, *graph.input_size)[graph.output][3]
+            if self._detector is not None:
+                classes = self._detector.classes
             name, module = _network(state, arch, classes)
         self.name = f"{self.name} ({name})"
         self._module = module.eval()
 
     def output(self, x: np.ndarray) -> np.ndarray:
         with failures_of(self.name, self._path), self._torch.inference_mode():
-            y: np.ndarray = self._module(self._torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-        return y
+            pictures = self._torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+            if self._detector is None:
+                y: np.ndarray = self._module(pictures).numpy()
+                return y
+            # What comes before anchors: numbers of boxes and of classes, a row for each anchor.
+            heads = self._module.head(list(self._module.backbone(pictures).values()))
+            return np.concatenate([heads["bbox_regression"].numpy(), heads["cls_logits"].numpy()], axis=2)
 
     def tensors(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
         outputs: dict[Any, np.ndarray] = {}  # in the order of execution
@@ -139,9 +148,11 @@ def _candidates(state: Mapping[str, Any], arch: str, classes: int) -> Iterator[t
         for library, create in libraries:
             yield f"{library}'s {arch} x{width:g}", partial(create, arch, num_classes=classes, width_mult=width)
     family = [name for name in models.available() if models.find(name).family is entry.family and name != arch]
+    # torchvision would fetch trained weights for the backbone of a detector.
+    options: dict[str, Any] = {"weights_backbone": None} if entry.family is models.ssd else {}
     for name in (arch, *family):
         for library, create in libraries:
-            yield f"{library}'s {name}", partial(create, name, num_classes=classes)
+            yield f"{library}'s {name}", partial(create, name, num_classes=classes, **options)
 
 
 # --- which layer is which node ----------------------------------------------------------------------------
