@@ -50,16 +50,19 @@ py::list run(const DetectionSpec& spec, const FloatArray& rows, float threshold,
   std::vector<std::vector<Found>> found(static_cast<size_t>(n));
   without_gil([&] {
     std::vector<std::exception_ptr> errors(static_cast<size_t>(n));
-    const auto job = [&](Team& team, int index) {
-      for (py::ssize_t i = index; i < n; i += team.count()) {
-        try {
-          found[static_cast<size_t>(i)] = detect(spec, data + i * rows.shape(1) * rows.shape(2), threshold);
-        } catch (...) {  // no memory
-          errors[static_cast<size_t>(i)] = std::current_exception();
-        }
+    const ptrdiff_t floats = spec.n_anchors() * spec.columns();
+    const auto picture = [&](ptrdiff_t i) {
+      try {
+        found[static_cast<size_t>(i)] = detect(spec, data + i * floats, threshold);
+      } catch (...) {  // no memory
+        errors[static_cast<size_t>(i)] = std::current_exception();
       }
     };
-    run_parallel(static_cast<int>(std::clamp<py::ssize_t>(n, 1, threads)), job);
+    run_parallel(static_cast<int>(std::clamp<py::ssize_t>(n, 1, threads)), [&](Team& team) {
+      team.share(n, 1, [&](Range part) {
+        for (ptrdiff_t i = part.begin; i < part.end; ++i) picture(i);
+      });
+    });
     for (const auto& e : errors) {
       if (e) std::rethrow_exception(e);
     }

@@ -122,7 +122,7 @@ class Model(Uses, Quantizing, Detecting):
         try:
             graph = importers.load(path, arch=arch, quantized=precision != "fp32")
         except FileNotFoundError:
-            _explain_architecture(path)
+            arguments.explain_architecture(path)
             raise
         if precision == "int8" and not any("quant" in node.attrs for node in graph.nodes):
             raise ModelError(f"{path} holds a network of floats; load it with precision=None and call model.quantize()")
@@ -232,11 +232,7 @@ class Model(Uses, Quantizing, Detecting):
         Raises what :meth:`run` raises, and ValueError for a network that is no classifier.
         """
         if self.classes is None:
-            what = (
-                f"its output is {self._output}; use run()"
-                if self._detector is None
-                else "it is a detector; use detect()"
-            )
+            what = "it is a detector; use detect()" if self._detector else f"its output is {self._output}; use run()"
             raise ValueError(f"{self.name} is no classifier: {what}")
         out = self.run(x, size=size)
         if out.ndim > 2:
@@ -407,14 +403,3 @@ class Model(Uses, Quantizing, Detecting):
             f"  {self._precision}, {values.counted(self._threads, 'thread')}, {self._engine.isas}>",
         ]
         return "\n".join(lines)
-
-
-def _explain_architecture(path: str) -> None:
-    """ModelError for a name that is no file because it is an architecture."""
-    from . import models
-
-    if path in models.available():
-        raise ModelError(
-            f"{path} is an architecture, and its weights come from a file: Model.load(FILE, arch={path!r}); "
-            f"with random weights: Model.from_graph(fastmobilenet.models.build({path!r}))"
-        ) from None

@@ -172,6 +172,11 @@ def test_linear_resize_is_that_of_torch() -> None:
         np.testing.assert_allclose(linear.resize(picture, size), theirs[0].numpy().transpose(1, 2, 0), atol=1e-3)
 
 
+def test_its_width_is_one() -> None:
+    with pytest.raises(ModelError, match=f"arch '{ARCH}' has width 1, not 0.5$"):
+        models.build(ARCH, width=0.5)
+
+
 def test_a_network_of_its_own_from_the_registry() -> None:
     graph = models.build(ARCH, classes=3)
     assert graph.input_size == (320, 320)

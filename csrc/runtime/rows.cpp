@@ -1,4 +1,5 @@
 // The maps of a detector's heads -> a row of numbers for each anchor.
+#include <algorithm>
 #include <vector>
 
 #include "runtime/ops.h"
@@ -20,25 +21,25 @@ class RowsOp final : public Op {
       ptrdiff_t row = 0;
       for (size_t i = 0; i < maps; ++i) {
         const Tensor& t = sources[g * maps + i];
-        parts_.push_back({t, columns[g], first, row});
+        parts_.push_back({t, columns[g], first, row, pixels_});
         row += ptrdiff_t{t.h} * t.w * (t.c / columns[g]);
+        pixels_ += ptrdiff_t{t.h} * t.w;
       }
       first += columns[g];
     }
   }
 
-  void run(const Frame& frame, Team& team, int index) const override {
-    for (const Part& p : parts_) {
-      const Range pixels = split(ptrdiff_t{p.map.h} * p.map.w, team.count(), index);
-      for (ptrdiff_t i = pixels.begin; i < pixels.end; ++i) copy_pixel(frame.arena, p, i);
-    }
-    // What lies beyond the last channel is zero, as in every tensor.
-    if (dst_.c % BLOCK == 0) return;
-    const Range rows = split(dst_.h, team.count(), index);
-    for (ptrdiff_t y = rows.begin; y < rows.end; ++y) {
-      float* pixel = frame.arena + dst_.at(dst_.blocks() - 1, static_cast<int>(y), 0);
-      std::fill(pixel + dst_.c % BLOCK, pixel + BLOCK, 0.0f);
-    }
+  void run(const Frame& frame, Team& team) const override {
+    const ptrdiff_t bytes = dst_.block_stride() * dst_.blocks() * ptrdiff_t{sizeof(float)} / pixels_;
+    team.share(pixels_, grain_of_bytes(bytes), [&](Range pixels) {
+      auto part = std::upper_bound(parts_.begin(), parts_.end(), pixels.begin,
+                                   [](ptrdiff_t at, const Part& p) { return at < p.pixel; }) -
+                  1;
+      for (ptrdiff_t i = pixels.begin; i < pixels.end; ++i) {
+        if (part + 1 != parts_.end() && i == part[1].pixel) ++part;
+        copy_pixel(frame.arena, *part, i - part->pixel);
+      }
+    });
   }
 
  private:
@@ -47,6 +48,7 @@ class RowsOp final : public Op {
     int columns;  // numbers an anchor
     int first;    // channel of dst
     ptrdiff_t row;
+    ptrdiff_t pixel;  // of all maps: where this one begins
   };
 
   void copy_pixel(float* arena, const Part& p, ptrdiff_t pixel) const {
@@ -65,11 +67,17 @@ class RowsOp final : public Op {
         channel += run;
         k += run;
       }
+      // What lies beyond the last channel is zero, as in every tensor.
+      if (p.first + p.columns == dst_.c && dst_.c % BLOCK != 0) {
+        float* last = dst + (dst_.blocks() - 1) * dst_stride;
+        std::fill(last + dst_.c % BLOCK, last + BLOCK, 0.0f);
+      }
     }
   }
 
   const Tensor dst_;
   std::vector<Part> parts_;
+  ptrdiff_t pixels_ = 0;  // of all maps
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 """TensorFlow Lite files -> Graph: float files, and quantised files, dequantised to float32 or as they are.
 
 Start reading here. tflite_schema.py reads the container, tflite_layers.py and tflite_ops.py turn one operator into
-nodes, tflite_quantized.py makes them compute on bytes, tflite_metadata.py says how pixels become inputs and what the
-classes are called.
+nodes, tflite_detection.py the end of a detector, tflite_quantized.py makes them compute on bytes, tflite_metadata.py
+says how pixels become inputs and what the classes are called.
 
 **Quantised files, dequantised.** Weights become ``scale * (q - zero point)``, biases ``input scale * weight scale *
 q``, computed in float64 and rounded once to float32. Activations are no longer rounded, QUANTIZE and DEQUANTIZE

@@ -70,7 +70,8 @@ class Arch:
         """The arch of the same network that takes any width, if there is one, for the end of a message."""
 
         def network(arch: Arch) -> tuple[Any, ...]:
-            return arch.options.get("size"), arch.options.get("variant"), arch.options.get("minimalistic", False)
+            kinds = ("size", "variant", "backbone", "lite", "reduced_tail")
+            return *(arch.options.get(key) for key in kinds), arch.options.get("minimalistic", False)
 
         generic = [a for a in ARCHS.values() if a.family is self.family and a.width is None]
         same = next((a.name for a in generic if network(a) == network(self)), None)

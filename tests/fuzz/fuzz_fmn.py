@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["fastmobilenet.importers", "fastmobilen
     from fastmobilenet.importers import fmn  # instrumented here, before the tests import it
 
 from tests.conftest import build_small_graph
-from tests.fmn_files import everything, quantised, reseal, to_bytes
+from tests.fmn_files import detector, everything, quantised, reseal, to_bytes
 from tests.test_loader_robustness import try_to_load
 
 
@@ -30,6 +30,7 @@ def main() -> None:
         for name, graph in (
             ("floats", everything()),
             ("bytes", quantised()),
+            ("detector", detector()),
             ("small", build_small_graph(softmax=True)),
         ):
             (folder / f"{name}.fmn").write_bytes(to_bytes(graph))
