@@ -25,7 +25,7 @@ class Contestant:
     A failure is kept in `error` (one line), and every later :meth:`ask` returns None.
     """
 
-    def __init__(self, peer: str, threads: int, cpus: list[int], folder: Path) -> None:
+    def __init__(self, peer: str, threads: int, cpus: list[int], folder: Path, precision: str = "fp32") -> None:
         self.peer = peer
         self.error: str | None = None
         self.difference: float | None = None
@@ -33,7 +33,7 @@ class Contestant:
         self.ready: dict[str, Any] = {}
         self.output_file = folder / peer / "output.npy"
         self._log = folder / f"{peer}.log"
-        task = {"peer": peer, "threads": threads, "cpus": cpus, "folder": str(folder)}
+        task = {"peer": peer, "threads": threads, "precision": precision, "cpus": cpus, "folder": str(folder)}
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),

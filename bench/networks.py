@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastmobilenet import models, passes
+from fastmobilenet import models, passes, quantize
 from fastmobilenet.graph import Graph, Node, Shape, count_macs, count_parameters, infer_shapes
+from fastmobilenet.lower import Engine
 
 #: What `bench.race --family` runs: networks beyond V1 and V2 that people use for their speed.
 FAMILY = (
@@ -17,6 +18,11 @@ FAMILY = (
     "shufflenet_v2_x1_0",
     "mobilenetv4_conv_small",
 )
+
+#: What `bench.race --precision int8` runs.
+INT8 = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+
+CALIBRATION_PICTURES = 8
 
 #: The node of a network of one node that makes a vector for it.
 MEANS = "means"
@@ -51,6 +57,19 @@ def picture(graph: Graph, size: tuple[int, int], seed: int = 0) -> np.ndarray:
     pixels = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).round()
     mean, std = (graph.preprocess.mean, graph.preprocess.std) if c == 3 else (127.5, 127.5)
     return ((pixels - mean) / std).astype(np.float32)[None]
+
+
+def calibration(graph: Graph, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Pictures that set the ranges of a quantised network: (n, h, w, c), none of them `picture(graph, size, seed)`."""
+    return np.concatenate([picture(graph, size, seed + i) for i in range(1, 1 + CALIBRATION_PICTURES)])
+
+
+def quantized(graph: Graph, pictures: np.ndarray) -> Graph:
+    """The network of bytes, as `Model.quantize` makes it of a network of floats."""
+    size = (pictures.shape[1], pictures.shape[2])
+    whole = Engine(graph).graph().replace(input_layout="NHWC")
+    result, _ = quantize.quantize(whole, pictures, size, quantize.Options(), threads=1)
+    return result
 
 
 def one_node(node: Node, shapes: list[Shape]) -> Graph:

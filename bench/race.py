@@ -22,6 +22,7 @@ import numpy as np
 from bench import machine, networks, tables
 from bench.contestant import Contestant
 from bench.peers.runners import DEFAULT, OURS, RUNNERS
+from bench.peers.runners_int8 import CALIBRATION, QUANTIZED, RUNNERS_INT8
 from bench.worker import PEAK
 from fastmobilenet import models
 from fastmobilenet.errors import ModelError
@@ -30,6 +31,9 @@ from fastmobilenet.reference import execute
 
 #: Outputs may differ from the float64 reference by this share of its largest value.
 TOLERANCE = 1e-3
+#: Those of int8 differ by the noise of 50 to 100 roundings, which each framework does its own way. With the random
+#: weights of a race, 1 - correlation with the reference is some percent for a right network, and 1 for another one.
+TOLERANCE_INT8 = 0.15
 #: Untimed runs: once after loading, and at the start of each turn (another process has had the caches).
 WARMUP, TURN_WARMUP = 10, 3
 PEAK_SECONDS = 0.1
@@ -50,12 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
             "warmup": WARMUP,
             "turn_warmup": TURN_WARMUP,
             "pinned": options.pin,
-            "tolerance": TOLERANCE,
+            "precision": options.precision,
+            "tolerance": TOLERANCE if options.precision == "fp32" else TOLERANCE_INT8,
             "seed": options.seed,
         },
         "races": [],
     }
-    out = options.out or default_path(document, family=tuple(options.models) == networks.FAMILY)
+    out = options.out or default_path(document, kind(options))
     out.parent.mkdir(parents=True, exist_ok=True)
     for arch in options.models:
         entry = models.find(arch)
@@ -69,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             "size": size,
             "macs": networks.total_macs(graph, (size, size)),
             "parameters": networks.total_parameters(arch, options.width),
+            "precision": options.precision,
         }
         for threads in options.threads:
             found = race(graph, x, expected, threads, options)
@@ -88,26 +94,35 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="python -m bench.race", description=__doc__)
     which = parser.add_mutually_exclusive_group()
-    default = ["mobilenet_v1", "mobilenet_v2"]
     which.add_argument(
-        "--models", type=listed, default=default, metavar="A,B", help="of fastmobilenet.models.available()"
+        "--models",
+        type=listed,
+        metavar="A,B",
+        help="of fastmobilenet.models.available() (default: V1 and V2; of int8 V3 too)",
     )
     family = list(networks.FAMILY)
     which.add_argument("--family", dest="models", action="store_const", const=family, help=", ".join(family))
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="of all (default fp32)")
     parser.add_argument("--width", type=float, help="width multiplier (default: the model's own, or 1.0)")
     parser.add_argument("--size", type=int, help="height and width of the picture (default: the model's own)")
     parser.add_argument("--threads", type=integers, default=[1, 2], metavar="1,2")
     parser.add_argument("--rounds", type=int, default=9, help="turns of every framework (default 9)")
     parser.add_argument("--runs", type=int, default=15, help="timed runs in a turn (default 15)")
-    parser.add_argument("--peers", type=listed, default=list(DEFAULT), metavar="A,B", help="of " + ", ".join(RUNNERS))
+    names = f"of {', '.join(RUNNERS)}; of int8: {', '.join(RUNNERS_INT8)}"
+    parser.add_argument("--peers", type=listed, metavar="A,B", help=names)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the picture (default 0)")
     pin = hasattr(os, "sched_setaffinity")
     parser.add_argument("--pin", action=argparse.BooleanOptionalAction, default=pin, help="all on the same CPUs")
     parser.add_argument("--out", type=Path, help="result file (default bench/results/race-CPU-DATE.json)")
     options = parser.parse_args(argv)
-    unknown = [p for p in options.peers if p not in RUNNERS]
+    runners = RUNNERS if options.precision == "fp32" else RUNNERS_INT8
+    if options.models is None:
+        options.models = ["mobilenet_v1", "mobilenet_v2"] if options.precision == "fp32" else list(networks.INT8)
+    if options.peers is None:
+        options.peers = list(DEFAULT if options.precision == "fp32" else RUNNERS_INT8)
+    unknown = [p for p in options.peers if p not in runners]
     if unknown:
-        parser.error(f"unknown peers {', '.join(unknown)}; known: {', '.join(RUNNERS)}")
+        parser.error(f"unknown peers {', '.join(unknown)}; known: {', '.join(runners)}")
     if min([*options.threads, options.rounds, options.runs, 1 if options.size is None else options.size]) < 1:
         parser.error("threads, rounds, runs and size must be at least 1")
     for arch in options.models:
@@ -118,9 +133,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def default_path(document: dict, family: bool) -> Path:
+def kind(options: argparse.Namespace) -> str:
+    if options.precision == "int8":
+        return "-int8"
+    return "-family" if tuple(options.models) == networks.FAMILY else ""
+
+
+def default_path(document: dict, kind: str) -> Path:
     cpu = re.sub(r"[^a-z0-9]+", "-", document["machine"]["cpu"].lower()).strip("-")
-    return Path(__file__).parent / "results" / f"race{'-family' * family}-{cpu}-{document['date'][:10]}.json"
+    return Path(__file__).parent / "results" / f"race{kind}-{cpu}-{document['date'][:10]}.json"
 
 
 def race(graph: Graph, x: np.ndarray, expected: np.ndarray, threads: int, options: argparse.Namespace) -> dict:
@@ -130,19 +151,23 @@ def race(graph: Graph, x: np.ndarray, expected: np.ndarray, threads: int, option
         folder = Path(name)
         (folder / "network.pkl").write_bytes(pickle.dumps(graph))
         np.save(folder / "input.npy", x)
+        if options.precision == "int8":
+            pictures = networks.calibration(graph, x.shape[1:3], options.seed)
+            np.save(folder / CALIBRATION, pictures)
+            (folder / QUANTIZED).write_bytes(pickle.dumps(networks.quantized(graph, pictures)))
         contestants: list[Contestant] = []
         try:
             for peer in (*options.peers, PEAK):
                 _progress(f"loading {peer}")
-                contestants.append(Contestant(peer, threads, cpus, folder))
-                _check(contestants[-1], expected)
+                contestants.append(Contestant(peer, threads, cpus, folder, options.precision))
+                _check(contestants[-1], expected, options.precision)
             return _rounds(contestants, cpus, options)
         finally:
             for contestant in contestants:
                 contestant.close()
 
 
-def _check(contestant: Contestant, expected: np.ndarray) -> None:
+def _check(contestant: Contestant, expected: np.ndarray, precision: str = "fp32") -> None:
     """Fails the contestant whose output is wrong, and warms up one whose output is right."""
     if contestant.error is not None or contestant.peer == PEAK:
         return
@@ -150,10 +175,17 @@ def _check(contestant: Contestant, expected: np.ndarray) -> None:
     if output.shape != expected.shape:
         contestant.fail(f"output has shape {output.shape}, expected {expected.shape}")
         return
-    contestant.difference = float(np.abs(output - expected).max() / np.abs(expected).max())
-    if not contestant.difference <= TOLERANCE:
-        contestant.fail(f"output differs by {contestant.difference:.2g} of the largest value; allowed is {TOLERANCE:g}")
+    if precision == "int8":
+        contestant.difference = float(1 - np.corrcoef(output.ravel(), expected.ravel())[0, 1])
+        if not contestant.difference <= TOLERANCE_INT8:
+            contestant.fail(f"1 - correlation is {contestant.difference:.2g}; allowed is {TOLERANCE_INT8:g}")
     else:
+        contestant.difference = float(np.abs(output - expected).max() / np.abs(expected).max())
+        if not contestant.difference <= TOLERANCE:
+            contestant.fail(
+                f"output differs by {contestant.difference:.2g} of the largest value; allowed is {TOLERANCE:g}"
+            )
+    if contestant.error is None:
         contestant.ask(warmup=WARMUP, runs=0)
 
 

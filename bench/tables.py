@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.peers.runners import OURS
+from bench.peers.runners_int8 import OURS_FP32
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def verdict(race: dict) -> Verdict | None:
     """None where we or all peers have failed."""
     finished = {name: p for name, p in race["peers"].items() if p["status"] == "ok"}
     ours = finished.pop(OURS, None)
+    finished.pop(OURS_FP32, None)
     if ours is None or not finished:
         return None
     by_min = min(finished, key=lambda name: finished[name]["min_ms"])
@@ -50,8 +52,17 @@ def verdict(race: dict) -> Verdict | None:
     )
 
 
+def against_fp32(race: dict) -> tuple[float, float] | None:
+    """Our time of the network of floats / that of int8, by minimum and by median."""
+    ours, floats = (race["peers"].get(name, {}) for name in (OURS, OURS_FP32))
+    if ours.get("status") != "ok" or floats.get("status") != "ok":
+        return None
+    return floats["min_ms"] / ours["min_ms"], floats["median_ms"] / ours["median_ms"]
+
+
 def title(race: dict) -> str:
     name = race["model"] + ("" if race["width"] in (None, 1) else f" x{race['width']:g}")
+    name += ", int8" * (race.get("precision") == "int8")
     return f"{name}, {race['size']}x{race['size']}, {race['threads']} thread{'s' * (race['threads'] > 1)}"
 
 
@@ -81,19 +92,21 @@ def race_text(race: dict) -> str:
     peak = race["peak"]
     if peak["gflops_per_core"]:
         low, high = min(peak["gflops_per_core"]), max(peak["gflops_per_core"])
-        measured = f"peak of one core {low:.0f} to {high:.0f} GFLOP/s ({peak['isa']})"
+        unit = "Gop/s" if race.get("precision") == "int8" else "GFLOP/s"
+        measured = f"peak of one core {low:.0f} to {high:.0f} {unit} ({peak['isa']})"
     else:
         measured = f"peak not measured ({peak['error']})"
     lines = [
         f"{title(race)}: {race['macs'] / 1e6:.0f} million multiply-accumulates, {measured}",
-        f"  {'framework':14}{'min ms':>9}{'median ms':>11}{'spread':>8}{'of peak':>9}{'vs ours':>18}  difference",
+        f"  {'framework':14}{'min ms':>9}{'median ms':>11}{'spread':>8}{'of peak':>9}{'vs ours':>18}  "
+        + ("1 - correlation" if race.get("precision") == "int8" else "difference"),
     ]
     ours = race["peers"].get(OURS, {})
     for name, peer in race["peers"].items():
         if peer["status"] != "ok":
             lines.append(f"  {name:14} failed: {peer['error']}")
             continue
-        share = share_of_peak(race, peer["min_ms"])
+        share = share_of_peak(race, peer["min_ms"]) if name != OURS_FP32 else None
         against = ""
         if ours.get("status") == "ok":
             against = f"{peer['min_ms'] / ours['min_ms']:.2f} / {peer['median_ms'] / ours['median_ms']:.2f}"
@@ -108,10 +121,11 @@ def _verdict_line(race: dict) -> str:
     found = verdict(race)
     if found is None:
         return "no verdict: we or all peers failed"
+    floats = against_fp32(race)
     return (
         f"fastest peer / ours: {found.by_min:.3f} by minimum ({found.fastest_by_min}), "
         f"{found.by_median:.3f} by median ({found.fastest_by_median}): {found.word}"
-    )
+    ) + ("" if floats is None else f"; our fp32 / ours: {floats[0]:.2f} / {floats[1]:.2f}")
 
 
 def noise_line(race: dict) -> str:
@@ -133,16 +147,22 @@ def race_markdown(documents: list[dict], brief: bool = False) -> str:
     """
     races = [race for document in documents for race in document["races"]]
     names = _distinct(name for race in races for name in race["peers"])
+    int8 = any(race.get("precision") == "int8" for race in races)
     columns = ["network", "parameters", "FLOP", *names, "fastest peer / ours", "of peak"]
+    columns += ["our fp32 / ours"] * int8
     lines = [_row(columns), "|" + "---|" * len(columns)]
     for race in races:
         cells = [title(race), _millions(race.get("parameters")), _millions(2 * race["macs"])]
         cells += [_race_cell(race["peers"].get(name)) for name in names]
-        lines.append(_row([*cells, _verdict_cell(race), _share_cell(race)]))
+        cells += [_verdict_cell(race), _share_cell(race)]
+        floats = against_fp32(race)
+        cells += ["" if floats is None else f"{floats[0]:.2f} / {floats[1]:.2f}"] * int8
+        lines.append(_row(cells))
     lines += [
         "",
         "Milliseconds for one picture, minimum / median of all timed runs. A ratio above 1: we are faster than the "
-        "fastest of the others, which is named. Of peak: the network's arithmetic at the FMA peak / our minimum.",
+        "fastest of the others, which is named. Of peak: the network's arithmetic at the FMA peak / our minimum"
+        + ("; of int8, at the peak of dot products of bytes." if int8 else "."),
         "",
     ]
     lines += _distinct(f"* {line}" for document in documents for line in provenance(document))

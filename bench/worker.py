@@ -1,10 +1,11 @@
 """One framework in a process of its own: loads the network, then runs it when told to.
 
-    python -m bench.worker '{"peer": "onnxruntime", "threads": 1, "cpus": [1], "folder": "..."}'
+    python -m bench.worker '{"peer": "onnxruntime", "threads": 1, "precision": "fp32", "cpus": [1], "folder": "..."}'
 
 The folder holds network.pkl (our Graph) and input.npy; the worker writes output.npy into it. Then it answers
 each line of JSON on stdin with one on stdout: {"warmup": 2, "runs": 15} gives {"ns": [...]}. The peer
-"peak" measures the FMA rate of one core instead: {"seconds": 0.1} gives {"gflops": ...}.
+"peak" measures the FMA rate of one core instead, for int8 that of dot products of bytes: {"seconds": 0.1} gives
+{"gflops": ...}.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> int:
     if task["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task["cpus"])  # before any framework counts the CPUs and starts threads
     try:
-        answer = _open_peak() if task["peer"] == PEAK else _open_network(task)
+        answer = _open_peak(task["precision"]) if task["peer"] == PEAK else _open_network(task)
         _send(replies, answer.pop("ready"))
         for line in sys.stdin:
             _send(replies, answer["serve"](**json.loads(line)))
@@ -66,14 +67,16 @@ def _open_network(task: dict) -> dict[str, Any]:
     import numpy as np
 
     from bench.peers.runners import RUNNERS
+    from bench.peers.runners_int8 import RUNNERS_INT8
 
+    runners = RUNNERS if task["precision"] == "fp32" else RUNNERS_INT8
     folder = Path(task["folder"])
     graph = pickle.loads((folder / "network.pkl").read_bytes())  # written by the parent a moment ago
     x = np.load(folder / "input.npy")
     scratch = folder / task["peer"]
     scratch.mkdir(exist_ok=True)
     start = time.perf_counter()
-    runner = RUNNERS[task["peer"]](graph, x, task["threads"], scratch)
+    runner = runners[task["peer"]](graph, x, task["threads"], scratch)
     output = runner.output()
     load_ms = (time.perf_counter() - start) * 1e3
     np.save(scratch / "output.npy", output)
@@ -92,9 +95,15 @@ def _open_network(task: dict) -> dict[str, Any]:
     return {"ready": {"load_ms": load_ms}, "serve": serve}
 
 
-def _open_peak() -> dict[str, Any]:
+def _open_peak(precision: str) -> dict[str, Any]:
     from fastmobilenet import _native
 
+    if precision == "int8":
+        name = _native.u8_isa()[0]
+        return {
+            "ready": {"isa": name},
+            "serve": lambda seconds: {"gflops": _native.u8_peak_gops(name, seconds)},
+        }
     isa = os.environ.get("FASTMOBILENET_ISA") or _native.supported_isas()[0]
 
     def serve(seconds: float) -> dict:

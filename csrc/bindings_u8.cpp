@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "bindings.h"
 #include "runtime/program.h"
@@ -84,6 +85,8 @@ MeanRule mean_rule(const std::string& name) {
   return MeanRule::requantize;
 }
 
+// (tensor, zero, factors, requant)
+using SumAfter = std::tuple<int, int, std::array<int, 3>, std::array<int, 3>>;
 using Spans = std::vector<std::tuple<int, int, float>>;
 
 }  // namespace
@@ -118,7 +121,8 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
                        std::array<int, 3> r) {
              return ConvU8Spec{weights,
                                {stride.first, stride.second, dilation.first, dilation.second, pad.first, pad.second},
-                               requant(r)};
+                               requant(r),
+                               {}};
            }),
            py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("requant"));
 
@@ -127,19 +131,32 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
            py::arg("image"), py::arg("zero"), py::arg("offset"))
       .def(
           "input_u8",
-          [](Program& p, int dst, const std::vector<Array<uint8_t>>& pixels, const std::vector<double>& mean,
-             const std::vector<double>& std, float scale, bool swap) {
-            p.append(make_input_u8(p.tensor(dst), {lookups(pixels), mean, std, scale, swap}));
+          [](Program& p, const std::string& isa, int dst, const std::vector<Array<uint8_t>>& pixels,
+             const std::vector<double>& mean, const std::vector<double>& std, float scale, bool swap) {
+            p.append(make_input_u8(u8_table(isa), p.tensor(dst), {lookups(pixels), mean, std, scale, swap}));
           },
-          py::arg("dst"), py::arg("pixels"), py::arg("mean"), py::arg("std"), py::arg("scale"), py::arg("swap"))
+          py::arg("isa"), py::arg("dst"), py::arg("pixels"), py::arg("mean"), py::arg("std"), py::arg("scale"),
+          py::arg("swap"))
       .def(
           "conv_u8",
-          [](Program& p, const std::string& isa, const std::string& name, int src, int dst, const ConvU8Spec& spec) {
+          [](Program& p, const std::string& isa, const std::string& name, int src, int dst, ConvU8Spec spec,
+             const std::optional<Array<uint8_t>>& table_after, const std::optional<SumAfter>& sum_after) {
             const U8Table& table = u8_table(isa);
+            if (table_after) spec.after.lookup = std::make_shared<Lookup>(lookup(*table_after));
+            if (sum_after) {
+              const auto& [other, zero, f, r] = *sum_after;
+              spec.after.add = std::make_shared<Tensor>(p.tensor(other));
+              spec.after.zero = zero;
+              spec.after.factors = {f[0], f[1], f[2]};
+              spec.after.requant = requant(r);
+            }
             p.append(spec.weights->depthwise ? make_depthwise_u8(table, name, p.tensor(src), p.tensor(dst), spec)
                                              : make_conv_u8(table, name, p.tensor(src), p.tensor(dst), spec));
           },
-          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("spec"))
+          py::arg("isa"), py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("spec"),
+          py::arg("table_after") = py::none(), py::arg("sum_after") = py::none(),
+          "table_after: (256,) for the bytes of the convolution. sum_after: (tensor to add, zero point of the "
+          "convolution's own bytes, (its factor, that of the tensor, shift), (zero, lo, hi) of the sum).")
       .def(
           "add_u8",
           [](Program& p, const std::string& isa, const std::string& name, int a, int b, int dst, std::array<int, 3> f,

@@ -116,9 +116,25 @@ class Program:
         self, c: int, h: int, w: int, pads: tuple[int, int, int, int], image: bool, zero: int, offset: int
     ) -> int: ...
     def input_u8(
-        self, dst: int, pixels: list[np.ndarray], mean: list[float], std: list[float], scale: float, swap: bool
+        self,
+        isa: str,
+        dst: int,
+        pixels: list[np.ndarray],
+        mean: list[float],
+        std: list[float],
+        scale: float,
+        swap: bool,
     ) -> None: ...
-    def conv_u8(self, isa: str, name: str, src: int, dst: int, spec: ConvU8Spec) -> None: ...
+    def conv_u8(
+        self,
+        isa: str,
+        name: str,
+        src: int,
+        dst: int,
+        spec: ConvU8Spec,
+        table_after: np.ndarray | None = None,
+        sum_after: tuple[int, int, tuple[int, int, int], tuple[int, int, int]] | None = None,
+    ) -> None: ...
     def add_u8(
         self,
         isa: str,

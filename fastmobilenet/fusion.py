@@ -15,7 +15,8 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes that run as one: a single node of any op, or a depthwise convolution with what surrounds it.
+    """Nodes that run as one: a single node of any op, a depthwise convolution with what surrounds it, or a convolution
+    of bytes with what is done to its bytes.
 
     ``rows`` is the number of output rows that a strip makes at a time.
     """
@@ -69,6 +70,12 @@ def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> lis
         step = choose(expand, node, project, shapes, caches)
         taken.update(n.name for n in step.nodes)
         steps[step.output] = step
+    if any("quant" in node.attrs for node in graph.nodes):
+        from . import lower_u8  # a network of floats needs none of it
+
+        for name, nodes in lower_u8.fuse(graph, shapes).items():
+            steps[name] = Step(nodes)
+            taken.update(n.name for n in nodes)
     ordered = []
     for node in graph.nodes:
         if node.name in steps:

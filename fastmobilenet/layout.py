@@ -114,6 +114,8 @@ def _share(
         node = step.nodes[-1]
         if node.op not in ("activation", "add", "mul") or node.inputs.count(node.inputs[0]) > 1:
             continue
+        if len(step.nodes) > 1:
+            continue  # its first nodes would write over what the last one reads
         source = node.inputs[0]
         alone = places[source].root == source and source not in roots
         free = places[node.name].root == node.name and node.name not in roots

@@ -163,7 +163,7 @@ class Engine:
             if quantized(step.nodes[0]) or step.nodes[0].op == "dequantize":
                 from . import lower_u8  # a network of floats needs none of it
 
-                lower_u8.emit(program, graph, step.nodes[0], ids, shapes, self._weights_u8, self._isa_u8)
+                lower_u8.emit(program, graph, step.nodes, ids, shapes, self._weights_u8, self._isa_u8)
             elif step.depthwise is not None:
                 self._emit_strip(program, step, ids, shapes, arena.layouts)
             else:

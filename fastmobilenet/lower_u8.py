@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from . import _native
 from .errors import ModelError
 from .graph import Graph, Node, Shape, resolve_padding
+from .passes import quantized
 from .pools import pool_spans
 from .quantization import Quant
 from .reference_u8 import ADD_ROUNDINGS, add_floats, add_multipliers, lookup, mul_factor, softmax_table
@@ -17,16 +19,18 @@ from .reference_u8 import ADD_ROUNDINGS, add_floats, add_multipliers, lookup, mu
 def emit(
     program: _native.Program,
     graph: Graph,
-    node: Node,
+    nodes: Sequence[Node],
     ids: Mapping[str, int],
     shapes: Mapping[str, Shape],
     weights: Mapping[str, tuple[_native.PackedU8, str]],
     isa: str,
 ) -> None:
-    """Appends the op of a node that makes bytes, or of a dequantize."""
-    dst = ids[node.name]
+    """Appends the op of a node that makes bytes, or of a dequantize; or of a convolution and what fuse() put behind
+    it."""
+    node = nodes[0]
+    dst = ids[nodes[-1].name]
     if node.op == "input":
-        _input(program, graph, node, dst)
+        _input(program, graph, node, dst, isa)
         return
     src = ids[node.inputs[0]]
     source: Quant | None = graph[node.inputs[0]].attrs.get("quant")
@@ -41,7 +45,8 @@ def emit(
     y: Quant = node.attrs["quant"]
     bounds = (y.zero, *y.bounds(node.activation if node.op != "activation" else None))
     if node.op in ("conv2d", "dense"):
-        _convolution(program, node, src, dst, shapes, weights[node.name], bounds)
+        after = _After() if len(nodes) == 1 else _after(graph, node, nodes[1], ids)
+        _convolution(program, node, src, dst, shapes, weights[node.name], bounds, after)
     elif node.op == "add" and "rounding" in node.attrs:
         added = ADD_ROUNDINGS[node.attrs["rounding"]]
         factors = add_floats(source, graph[node.inputs[1]].attrs["quant"], y, added)
@@ -77,6 +82,7 @@ def _convolution(
     shapes: Mapping[str, Shape],
     packed: tuple[_native.PackedU8, str],
     bounds: tuple[int, int, int],
+    after: _After,
 ) -> None:
     _, h, w, _ = shapes[node.inputs[0]]
     stride, dilation, top, left = (1, 1), (1, 1), 0, 0
@@ -84,7 +90,52 @@ def _convolution(
         top, _, left, _ = resolve_padding(node, h, w)
         stride, dilation = node.attrs["stride"], node.attrs.get("dilation", (1, 1))
     weights, isa = packed
-    program.conv_u8(isa, node.name, src, dst, _native.ConvU8Spec(weights, stride, dilation, (top, left), bounds))
+    spec = _native.ConvU8Spec(weights, stride, dilation, (top, left), bounds)
+    program.conv_u8(isa, after.name or node.name, src, dst, spec, after.table, after.sum)
+
+
+@dataclass(frozen=True)
+class _After:
+    """What is done to the bytes of a convolution at once: see conv_u8 of the native Program."""
+
+    name: str = ""  # of the whole step
+    table: np.ndarray | None = None
+    sum: tuple[int, int, tuple[int, int, int], tuple[int, int, int]] | None = None
+
+
+def _after(graph: Graph, node: Node, behind: Node, ids: Mapping[str, int]) -> _After:
+    name = f"{node.name} + {behind.name}"
+    own: Quant = node.attrs["quant"]
+    if behind.op != "add":
+        return _After(name, table=np.ascontiguousarray(lookup(behind, own), np.uint8))
+    y: Quant = behind.attrs["quant"]
+    other = next(s for s in behind.inputs if s != node.name)
+    factors = add_multipliers(own, graph[other].attrs["quant"], y)
+    bounds = (y.zero, *y.bounds(behind.activation))
+    return _After(name, sum=(ids[other], own.zero, factors, bounds))
+
+
+def fuse(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, tuple[Node, ...]]:
+    """By the name of its last node: a convolution or dense layer of bytes, and a function of one byte or the sum with
+    another map of bytes that alone reads it."""
+    readers = graph.consumers()
+    found: dict[str, tuple[Node, ...]] = {}
+    for node in graph.nodes:
+        behind = readers[node.name]
+        if node.op not in ("conv2d", "dense") or not quantized(node) or len(behind) != 1 or node.name == graph.output:
+            continue
+        after = behind[0]
+        if not quantized(after) or after.name in found:
+            continue
+        if after.op == "add":
+            others = [s for s in after.inputs if s != node.name]
+            fits = len(others) == 1 and quantized(graph[others[0]]) and shapes[others[0]] == shapes[node.name]
+            fits = fits and "rounding" not in after.attrs  # it is not the sum that runs behind a convolution
+        else:
+            fits = after.op in ("activation", "lookup", "quantize")
+        if fits:
+            found[after.name] = (node, after)
+    return found
 
 
 def _pool(
@@ -110,7 +161,7 @@ def _pool(
     program.pool_u8(isa, node.name, src, dst, rule, added, source.scale, y.scale, rows, columns)
 
 
-def _input(program: _native.Program, graph: Graph, node: Node, dst: int) -> None:
+def _input(program: _native.Program, graph: Graph, node: Node, dst: int, isa: str) -> None:
     """Pixels become bytes by a table for each channel: preprocessing, the input's mean and std, quantisation."""
     quant: Quant = node.attrs["quant"]
     c = graph.input_channels
@@ -126,7 +177,7 @@ def _input(program: _native.Program, graph: Graph, node: Node, dst: int) -> None
     own = "mean" in node.attrs
     swap = c == 3 and graph.preprocess.channels == "bgr"
     means, stds = (mean.tolist(), std.tolist()) if own else ([], [])
-    program.input_u8(dst, tables, means, stds, quant.scale, swap)
+    program.input_u8(isa, dst, tables, means, stds, quant.scale, swap)
 
 
 _NEUTRAL = (("mean", 0.0), ("std", 1.0))

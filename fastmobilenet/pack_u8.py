@@ -107,6 +107,10 @@ def _depthwise_words(passes: list[np.ndarray], k: int, stride: int, blocks: int)
             column = weight[:, :, kx, 0]
             if k == 0:
                 out[:oc, p, :, kx, 0] = column
+            elif k == 5:
+                for begin in range(0, 4, stride):
+                    at = begin + kx
+                    out[:oc, p, :, begin // stride * 2 + at // 4, at % 4] = column
             elif k == 3 and stride == 1:
                 out[:oc, p, :, 0, kx] = column
                 out[:oc, p, :, 1, kx + 1] = column

@@ -96,8 +96,8 @@ def test_race_of_the_family() -> None:
     options = race.parse(["--family", "--threads", "1"])
     assert options.models == list(networks.FAMILY)
     document = {"machine": {"cpu": "A CPU"}, "date": "2026-01-02T03:04:05"}
-    assert race.default_path(document, family=True).name == "race-family-a-cpu-2026-01-02.json"
-    assert race.default_path(document, family=False).name == "race-a-cpu-2026-01-02.json"
+    assert race.default_path(document, "-family").name == "race-family-a-cpu-2026-01-02.json"
+    assert race.default_path(document, "").name == "race-a-cpu-2026-01-02.json"
 
 
 def test_parameters_are_those_of_the_papers() -> None:

@@ -140,6 +140,49 @@ def test_everything_else(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_follows_a_convolution_at_once(isa: str, stride: int, padded: bool) -> None:
+    """Sums and tables run in the step of the convolution before them, whichever input of the sum it is, and whether or
+    not the next layer wants padding around the result."""
+    for h, w in ((7, 7), (15, 9), (29, 31)):
+        b = GraphBuilder()
+        x = conv(b, b.add("input", quant=INPUT), 3, 40, 3, stride, quant=Quant(1 / 40, 90))
+        first = b.add("activation", conv(b, x, 40, 72), activation=HARD_SWISH, quant=Quant(1 / 45, 12))
+        deep = conv(b, first, 72, 72, 5, groups=72)
+        deep = b.add("lookup", deep, params={"table": np.arange(255, -1, -1, dtype=np.uint8)}, quant=Quant(1 / 50, 3))
+        made = conv(b, deep, 72, 40, quant=Quant(1 / 70, 130))
+        y = b.add("add", *((x, made) if stride == 1 else (made, x)), quant=Quant(1 / 35, 100), activation=RELU6)
+        if padded:
+            y = conv(b, y, 40, 40, 3, groups=40)
+        y = b.add("add", y, conv(b, y, 40, 40, seed=1), quant=Quant(1 / 60, 80))
+        for threads in (1, 2):
+            assert_same_bytes(finish(b, y), picture(h, w), isa, threads)
+
+
+def test_a_convolution_and_what_follows_are_one_step() -> None:
+    b = GraphBuilder()
+    x = conv(b, b.add("input", quant=INPUT), 3, 16)
+    y = b.add("activation", conv(b, x, 16, 16), activation=HARD_SWISH, quant=INPUT)
+    z = b.add("add", conv(b, y, 16, 16), y, quant=INPUT)
+    kernels = [kernel for _, kernel in Engine(finish(b, z)).program(8, 8).steps]
+    assert sum(k.endswith("+lookup") for k in kernels) == sum(k.endswith("+add") for k in kernels) == 1
+    assert not any(k.startswith(("add_u8", "lookup_u8")) for k in kernels)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 11, 13, 14, 20, 23, 28, 33])
+def test_tiles_of_every_width(isa: str, width: int) -> None:
+    """All tiles of a row, with and without bounds that saturation alone keeps, over one and several blocks of input."""
+    for oc, zero in ((16, 0), (48, 0), (33, 128)):
+        b = GraphBuilder()
+        x = conv(b, b.add("input", quant=INPUT), 3, 24, 3, 2, quant=Quant(1 / 40, 0), activation=RELU6)
+        y = conv(b, x, 24, oc, quant=Quant(1 / 40, zero), activation=RELU6)
+        y = conv(b, y, oc, oc, 3, groups=oc, quant=Quant(6 / 255, zero), activation=RELU6)
+        assert_same_bytes(finish(b, y), picture(5, 2 * width), isa, threads=1 + width % 2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 19])
 def test_bytes_and_floats_in_one_network(isa: str, channels: int) -> None:
     b = GraphBuilder()

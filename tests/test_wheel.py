@@ -177,12 +177,13 @@ ALLOWED = {
     "u8_scalar": {"baseline"},
     "u8_avx2": {"baseline", "avx2"},
     "u8_avx_vnni": {"baseline", "avx2"},
+    "u8_avx512_vbmi": {"baseline", "avx2", "avx512"},
     "u8_avx512_vnni": {"baseline", "avx2", "avx512"},
     "u8_neon": {"baseline"},
     "u8_neon_dotprod": {"baseline", "later"},
     "u8_neon_i8mm": {"baseline", "later"},
 }
-TABLES_X86 = ["avx2", "avx512", "scalar", "u8_avx2", "u8_avx512_vnni", "u8_avx_vnni", "u8_scalar"]
+TABLES_X86 = ["avx2", "avx512", "scalar", "u8_avx2", "u8_avx512_vbmi", "u8_avx512_vnni", "u8_avx_vnni", "u8_scalar"]
 TABLES_ARM = ["neon", "scalar", "u8_neon", "u8_neon_dotprod", "u8_neon_i8mm", "u8_scalar"]
 
 

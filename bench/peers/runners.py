@@ -2,7 +2,8 @@
 
 A timed run takes a float32 NumPy array in the framework's own layout and gives a NumPy array, as a user's
 call does. Every class is set for its best float32 latency: no reduced precision, `threads` threads, one
-request at a time. The imports are inside: a framework that is missing fails alone.
+request at a time. The imports are inside: a framework that is missing fails alone. Those of int8 are in
+runners_int8.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Graph -> float .tflite (NHWC).
+"""Graph -> .tflite (NHWC), of floats or, for a graph of bytes (``fastmobilenet/quantization.py``), of int8.
 
 The file is what TensorFlow's converter writes: batch normalisation folded, ReLU and ReLU6 fused into the op before,
 a hard sigmoid as ReLU6 and a product, padding "SAME" or "VALID", and a PAD op in front where the pixels fit neither.
+Networks of int8 take and give int8, and have a scale for each output channel; what becomes of activations is in
+:class:`bench.peers.tflite_int8.Int8Emitter`.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ MOST_PARTS = 4
 def export(graph: Graph, size: tuple[int, int], batch: int = 1) -> bytes:
     """The file's bytes for `batch` pictures of `size` (height, width). Tensors are (n, h, w, c), and
     (n, c) from the first dense layer on. Raises ValueError for what has no TFLite form."""
-    emitter = _Emitter(graph, infer_shapes(graph, batch, *size))
+    emitter = Emitter(graph, infer_shapes(graph, batch, *size))
+    if any("quant" in node.attrs for node in graph.nodes):
+        from .tflite_int8 import Int8Emitter
+
+        emitter = Int8Emitter(graph, infer_shapes(graph, batch, *size))
     for node in graph.nodes:
         emitter.emit(node)
     return emitter.out.file(emitter.source, emitter.index[graph.output])
 
 
-class _Emitter:
+class Emitter:
     """Writes the operators of one node after the other; `index` maps a Graph tensor to its number in the file."""
 
     def __init__(self, graph: Graph, shapes: dict[str, Shape]) -> None:
@@ -55,21 +61,7 @@ class _Emitter:
         self.flat: set[str] = set()  # tensors that are (n, c)
 
     def emit(self, node: Node) -> None:
-        handlers: dict[str, Callable[[Node, int], None]] = {
-            "conv2d": self._conv2d,
-            "activation": lambda n, output: self._activate(n, self.index[n.inputs[0]], output),
-            "add": lambda n, output: self._binary("ADD", n, output),
-            "mul": lambda n, output: self._binary("MUL", n, output),
-            "global_avg_pool": lambda n, output: self._mean(n, output),
-            "avg_pool2d": self._avg_pool2d,
-            "max_pool2d": self._max_pool2d,
-            "adaptive_avg_pool2d": self._adaptive_avg_pool2d,
-            "concat": lambda n, output: self._concat(n, output),
-            "gather_channels": self._gather_channels,
-            "lrn": self._lrn,
-            "dense": self._dense,
-            "softmax": self._softmax,
-        }
+        handlers = self.handlers()
         if node.op == "input":
             self._input(node)
             return
@@ -84,12 +76,34 @@ class _Emitter:
             self.index[node.name] = self._result(node)
             handlers[node.op](node, self.index[node.name])
 
+    def handlers(self) -> dict[str, Callable[[Node, int], None]]:
+        """What writes a node of each op into a tensor."""
+        return {
+            "conv2d": self._conv2d,
+            "activation": lambda n, output: self._activate(n, self.index[n.inputs[0]], output),
+            "add": lambda n, output: self._binary("ADD", n, output),
+            "mul": lambda n, output: self._binary("MUL", n, output),
+            "global_avg_pool": lambda n, output: self._mean(n, output),
+            "avg_pool2d": self._avg_pool2d,
+            "max_pool2d": self._max_pool2d,
+            "adaptive_avg_pool2d": self._adaptive_avg_pool2d,
+            "concat": lambda n, output: self._concat(n, output),
+            "gather_channels": self._gather_channels,
+            "lrn": self._lrn,
+            "dense": self._dense,
+            "softmax": self._softmax,
+        }
+
     # --- tensors --------------------------------------------------------------------------------------
 
     def _result(self, node: Node, suffix: str = "") -> int:
         """A tensor for what the node makes."""
         n, h, w, c = self.shapes[node.name]
         return self.out.tensor(node.name + suffix, (n, c) if node.name in self.flat else (n, h, w, c))
+
+    def _alike_tensor(self, node: Node, name: str, shape: tuple[int, ...]) -> int:
+        """A tensor for the values of the node's first input, in another shape or with padding."""
+        return self.out.tensor(name, shape)
 
     def _floats(self, node: Node, key: str, value: np.ndarray | list[float] | float) -> int:
         return self.out.constant(f"{node.name}.{key}", np.asarray(value, np.float32))
@@ -102,7 +116,7 @@ class _Emitter:
         self.out.operator("RESHAPE", [x, self._numbers(node, f"{output}.shape", list(shape))], [output], options)
 
     def _reshaped(self, node: Node, x: int, shape: tuple[int, ...]) -> int:
-        output = self.out.tensor(f"{node.name}.reshaped.{x}.{len(shape)}", shape)
+        output = self._alike_tensor(node, f"{node.name}.reshaped.{x}.{len(shape)}", shape)
         self._reshape(node, x, shape, output)
         return output
 
@@ -177,7 +191,7 @@ class _Emitter:
             return x, padding.VALID
         if same and wanted == (*same_padding(h, kh, sh, dh), *same_padding(w, kw, sw, dw)):
             return x, padding.SAME
-        padded = self.out.tensor(f"{node.name}.pad", (n, h + top + bottom, w + left + right, c))
+        padded = self._alike_tensor(node, f"{node.name}.pad", (n, h + top + bottom, w + left + right, c))
         inputs = [x, self._numbers(node, "paddings", [[0, 0], [top, bottom], [left, right], [0, 0]])]
         if value == 0:
             self.out.operator("PAD", inputs, [padded], self.out.schema.PadOptionsT())

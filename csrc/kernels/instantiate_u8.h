@@ -7,14 +7,15 @@
 #include "kernels/gemm_u8.h"
 
 #define FMN_U8(MR, NB, XS) \
-  { MR, NB, XS, gemm_u8<MR, NB, XS> }
+  { MR, NB, XS, gemm_u8_kernel<MR, NB, XS>() }
 #define FMN_U8_ROWS_1_2(NB, XS) FMN_U8(1, NB, XS), FMN_U8(2, NB, XS)
 #define FMN_U8_ROWS_1_4(NB, XS) FMN_U8_ROWS_1_2(NB, XS), FMN_U8(3, NB, XS), FMN_U8(4, NB, XS)
 #define FMN_U8_ROWS_1_5(NB, XS) FMN_U8_ROWS_1_4(NB, XS), FMN_U8(5, NB, XS)
 #define FMN_U8_ROWS_1_6(NB, XS) FMN_U8_ROWS_1_4(NB, XS), FMN_U8(5, NB, XS), FMN_U8(6, NB, XS)
-#define FMN_U8_ROWS_1_14(NB, XS)                                                                        \
-  FMN_U8_ROWS_1_6(NB, XS), FMN_U8(7, NB, XS), FMN_U8(8, NB, XS), FMN_U8(9, NB, XS), FMN_U8(10, NB, XS), \
-      FMN_U8(11, NB, XS), FMN_U8(12, NB, XS), FMN_U8(13, NB, XS), FMN_U8(14, NB, XS)
+#define FMN_U8_ROWS_1_7(NB, XS) FMN_U8_ROWS_1_6(NB, XS), FMN_U8(7, NB, XS)
+#define FMN_U8_ROWS_1_14(NB, XS)                                                                         \
+  FMN_U8_ROWS_1_7(NB, XS), FMN_U8(8, NB, XS), FMN_U8(9, NB, XS), FMN_U8(10, NB, XS), FMN_U8(11, NB, XS), \
+      FMN_U8(12, NB, XS), FMN_U8(13, NB, XS), FMN_U8(14, NB, XS)
 
 #define FMN_DEFINE_U8_TABLE(isa)                                                                                \
   namespace fmn {                                                                                               \
@@ -31,6 +32,7 @@
                            dw_entries,    sizeof(dw_entries) / sizeof(dw_entries[0]),                           \
                            add_u8,        mul_u8,                                                               \
                            add_floats_u8, lookup_u8,                                                            \
-                           sum_u8,        u8_peak};                                                             \
+                           sum_u8,        rgb_u8,                                                               \
+                           u8_peak};                                                                            \
   }                                                                                                             \
   }

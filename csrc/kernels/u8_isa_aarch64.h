@@ -78,6 +78,10 @@ inline void lookup_u8(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8
   }
 }
 
+constexpr bool TAPS_IN_ORDER = false;  // the compiler may move a Taps
+// Pictures become bytes in a plain loop.
+constexpr RgbU8Fn rgb_u8 = nullptr;
+
 struct Requantizer {
   const Requant& r;
   const float* scales;

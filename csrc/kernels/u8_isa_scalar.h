@@ -109,6 +109,10 @@ struct Taps {
   }
 };
 
+constexpr bool TAPS_IN_ORDER = false;  // the compiler may move a Taps
+// Pictures become bytes in a plain loop.
+constexpr RgbU8Fn rgb_u8 = nullptr;
+
 struct Requantizer {
   const Requant& r;
   const float* scale;

@@ -77,6 +77,10 @@ struct RawTaps {
   }
 };
 
+constexpr bool TAPS_IN_ORDER = false;  // the compiler may move a Taps
+// Pictures become bytes in a plain loop.
+constexpr RgbU8Fn rgb_u8 = nullptr;
+
 struct Requantizer {
   __m256 scale[2];
   __m256i zero;

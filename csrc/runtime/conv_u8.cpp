@@ -9,7 +9,8 @@ namespace fmn {
 namespace {
 
 constexpr ptrdiff_t TILES_AT_A_TIME = 8;
-constexpr int MAX_PASSES = 3;                       // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr int MAX_PASSES = 3;  // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr ptrdiff_t L1_BYTES = ptrdiff_t{32} << 10;
 constexpr ptrdiff_t L2_BYTES = ptrdiff_t{1} << 20;  // of small cores today
 
 std::string tile_name(const char* op, const U8Table& table, const std::string& size) {
@@ -25,13 +26,35 @@ void check_window(const std::string& name, const Tensor& src, const Tensor& dst,
   const int bottom = (dst.h - 1) * v.stride_h - v.pad_top + (w.kh - 1) * v.dilation_h - (src.h - 1);
   check(v.pad_left <= src.pad_left && right <= src.pad_right && v.pad_top <= src.pad_top && bottom <= src.pad_bottom,
         name, "the source has too little padding");
+  const AfterConvU8& after = spec.after;
+  if (after.add != nullptr) {
+    const Tensor& other = *after.add;
+    check(other.u8 && !other.image && other.c == dst.c && other.h == dst.h && other.w == dst.w, name, "shapes differ");
+    check(after.lookup == nullptr, name, "a table and a sum behind one convolution");
+    check_add_factors(name, after.factors);
+  }
+}
+
+// `pixels` pixels of a block that has just been made, from (y, x) on.
+void do_after(const Frame& frame, const U8Table& table, const AfterConvU8& after, int block, int y, int x,
+              uint8_t* made, ptrdiff_t pixels) {
+  if (after.lookup != nullptr) table.lookup(made, made, pixels * BLOCK, after.lookup->data());
+  if (after.add == nullptr) return;
+  const Tensor& other = *after.add;
+  const AddFactors& f = after.factors;
+  table.add({made, frame.bytes() + other.at(block, y, x), false, after.zero, other.zero, f.ma, f.mb, f.shift, 0, made,
+             pixels, after.requant, 0, 0, 0});
+}
+
+std::string with_after(std::string id, const AfterConvU8& after) {
+  return id + (after.lookup != nullptr ? "+lookup" : after.add != nullptr ? "+add" : "");
 }
 
 class ConvU8Op final : public Op {
  public:
   ConvU8Op(const U8Table& table, std::string name, std::string id, int mr, const Tensor& src, const Tensor& dst,
            const ConvU8Spec& spec)
-      : Op(std::move(name), std::move(id)), spec_(spec), src_(src), dst_(dst), mr_(mr) {
+      : Op(std::move(name), std::move(id)), table_(table), spec_(spec), src_(src), dst_(dst), mr_(mr) {
     const PackedU8& w = *spec.weights;
     const Window& v = spec.window;
     xs_ = ptrdiff_t{src.pixel()} / 4 * v.stride_w;
@@ -60,6 +83,7 @@ class ConvU8Op final : public Op {
     }
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0 && !t.image; };
     flat_ = w.kh * w.kw == 1 && v.stride_h * v.stride_w == 1 && dense(src) && dense(dst);
+    flat_ = flat_ && (spec.after.add == nullptr || dense(*spec.after.add));
     width_ = flat_ ? dst.h * dst.w : dst.w;
     rows_ = flat_ ? 1 : dst.h;
     const ptrdiff_t weight_bytes = words_ * 4 * BLOCK * ((w.oc + BLOCK - 1) / BLOCK);
@@ -113,46 +137,79 @@ class ConvU8Op final : public Op {
   void run_panel(const Frame& frame, Range tiles, ptrdiff_t per_row, ptrdiff_t p, WeightsAhead ahead) const {
     const PackedU8& w = *spec_.weights;
     const PackedU8::Panel& panel = w.panels[static_cast<size_t>(p)];
-    // Tiles of nearly equal size: some of `size` pixels, then some of one less.
-    const ptrdiff_t size = (width_ + per_row - 1) / per_row, wide = per_row - (per_row * size - width_);
-    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
-      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}), std::min(tiles.end - y * per_row, per_row)};
-      const int row = static_cast<int>(y);
-      if (part.begin == 0) {
-        const Range all{0, flat_ ? dst_.h : 1};
-        const Range rows = flat_ ? all : Range{y, y + 1};
-        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, rows);
-      }
-      const Window& v = spec_.window;
-      const uint8_t* a = frame.bytes() + src_.at(0, row * v.stride_h - v.pad_top, -v.pad_left);
-      uint8_t* c = frame.bytes() + dst_.at(panel.block, row, 0);
-      some(a, c, panel, ahead, part.begin, std::min(part.end, wide), part.begin * size, size);
-      const ptrdiff_t narrow = std::max(part.begin, wide);
-      some(a, c, panel, ahead, narrow, part.end, wide * size + (narrow - wide) * (size - 1), size - 1);
+    for (ptrdiff_t at = tiles.begin; at < tiles.end;) {
+      const ptrdiff_t y = at / per_row, first = at % per_row;
+      const ptrdiff_t last = std::min(per_row, first + tiles.end - at);
+      const ptrdiff_t rows = last - first == per_row ? (tiles.end - at) / per_row : 1;
+      rectangle(frame, panel, ahead, per_row, {y, y + rows}, {first, last});
+      at += rows * (last - first);
     }
   }
 
-  void some(const uint8_t* a, uint8_t* c, const PackedU8::Panel& panel, WeightsAhead& ahead, ptrdiff_t begin,
-            ptrdiff_t end, ptrdiff_t x, ptrdiff_t mr) const {
-    if (begin >= end) return;
+  // Tiles of some rows. They are of nearly equal size: some of `size` pixels, then some of one less.
+  void rectangle(const Frame& frame, const PackedU8::Panel& panel, WeightsAhead& ahead, ptrdiff_t per_row, Range rows,
+                 Range tiles) const {
+    if (tiles.begin == 0) {
+      const Range all{0, dst_.h};
+      clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, flat_ ? all : rows);
+    }
+    const ptrdiff_t size = (width_ + per_row - 1) / per_row, wide = per_row - (per_row * size - width_);
+    some(frame, panel, ahead, rows, {tiles.begin, std::min(tiles.end, wide)}, tiles.begin * size, size);
+    const ptrdiff_t narrow = std::max(tiles.begin, wide);
+    some(frame, panel, ahead, rows, {narrow, tiles.end}, wide * size + (narrow - wide) * (size - 1), size - 1);
+  }
+
+  // Tiles of mr pixels from column x on.
+  void some(const Frame& frame, const PackedU8::Panel& panel, WeightsAhead& ahead, Range rows, Range tiles, ptrdiff_t x,
+            ptrdiff_t mr) const {
+    const ptrdiff_t count = tiles.end - tiles.begin;
+    if (count <= 0) return;
+    if (spec_.after.nothing()) return multiply(frame, panel, ahead, rows, count, x, mr);
+    // What follows finds its bytes in the first-level cache.
+    const ptrdiff_t some_tiles = std::min(count, TILES_AT_A_TIME);
+    const ptrdiff_t some_rows = std::max(TILES_AT_A_TIME / count, ptrdiff_t{1});
+    for (ptrdiff_t y = rows.begin; y < rows.end; y += some_rows) {
+      const Range now{y, std::min(y + some_rows, rows.end)};
+      for (ptrdiff_t t = 0; t < count; t += some_tiles) {
+        const ptrdiff_t tiles_now = std::min(some_tiles, count - t), x_now = x + t * mr;
+        multiply(frame, panel, ahead, now, tiles_now, x_now, mr);
+        for (int block = panel.block; block < panel.block + panel.nb; ++block) {
+          for (auto row = static_cast<int>(now.begin); row < now.end; ++row) {
+            const auto column = static_cast<int>(x_now);
+            do_after(frame, table_, spec_.after, block, row, column, frame.bytes() + dst_.at(block, row, column),
+                     tiles_now * mr);
+          }
+        }
+      }
+    }
+  }
+
+  void multiply(const Frame& frame, const PackedU8::Panel& panel, WeightsAhead& ahead, Range rows, ptrdiff_t tiles,
+                ptrdiff_t x, ptrdiff_t mr) const {
     const PackedU8& w = *spec_.weights;
+    const Window& v = spec_.window;
+    const auto row = static_cast<int>(rows.begin);
     GemmU8Args g;
-    g.tiles = end - begin;
-    g.a = a + x * xs_ * 4;
+    g.tiles = tiles;
+    g.rows = rows.end - rows.begin;
+    g.a = frame.bytes() + src_.at(0, row * v.stride_h - v.pad_top, -v.pad_left) + x * xs_ * 4;
+    g.a_row = src_.pitch() * v.stride_h;
     g.xs = xs_;
     g.segs = segments_.data();
     g.n_segs = once_ * panel.passes;
     g.b = w.weight + panel.offset;
     g.bias = w.bias + panel.block * BLOCK;
     g.scale = w.scale + panel.block * BLOCK;
-    g.c = c + x * BLOCK;
+    g.c = frame.bytes() + dst_.at(panel.block, row, static_cast<int>(x));
+    g.c_row = dst_.pitch();
     g.c_stride = dst_.block_stride();
     g.requant = spec_.requant;
-    const char* soon = ahead.take(words_ * panel.passes * g.tiles);
+    const char* soon = ahead.take(words_ * panel.passes * g.tiles * g.rows);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + mr)](g);
   }
 
+  const U8Table& table_;
   const ConvU8Spec spec_;
   const Tensor src_, dst_;
   const int mr_;
@@ -167,7 +224,8 @@ class ConvU8Op final : public Op {
 class DepthwiseU8Op final : public Op {
  public:
   DepthwiseU8Op(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst, const ConvU8Spec& spec)
-      : Op(std::move(name), tile_name("dw_u8", table, size_name(spec))),
+      : Op(std::move(name), with_after(tile_name("dw_u8", table, size_name(spec)), spec.after)),
+        table_(table),
         fn_(find_dw_u8(table, spec.weights->dw_k, spec.weights->dw_k == 0 ? 0 : spec.window.stride_h)),
         src_(src),
         dst_(dst),
@@ -180,7 +238,7 @@ class DepthwiseU8Op final : public Op {
       for (ptrdiff_t i = part.begin; i < part.end;) {
         const int block = static_cast<int>(i / dst_.h), y = static_cast<int>(i % dst_.h);
         const int end = static_cast<int>(std::min<ptrdiff_t>(dst_.h, y + part.end - i));
-        rows(frame, block, y, end);
+        filter(frame, block, y, end);
         clear_padding(frame.arena, dst_, {block, block + 1}, {y, end});
         i += end - y;
       }
@@ -188,6 +246,21 @@ class DepthwiseU8Op final : public Op {
   }
 
  private:
+  // Rows y .. end - 1, and what is done to their bytes.
+  void filter(const Frame& frame, int block, int y, int end) const {
+    const ptrdiff_t row_bytes = ptrdiff_t{dst_.w} * BLOCK;
+    const int step =
+        spec_.after.nothing() ? end - y : static_cast<int>(std::max(L1_BYTES / 4 / row_bytes, ptrdiff_t{2}));
+    for (int first = y; first < end; first += step) {
+      const int last = std::min(end, first + step);
+      rows(frame, block, first, last);
+      if (spec_.after.nothing()) continue;
+      for (int r = first; r < last; ++r) {
+        do_after(frame, table_, spec_.after, block, r, 0, frame.bytes() + dst_.at(block, r, 0), dst_.w);
+      }
+    }
+  }
+
   static std::string size_name(const ConvU8Spec& spec) {
     const PackedU8& w = *spec.weights;
     if (w.dw_k == 0) return "any";
@@ -225,6 +298,7 @@ class DepthwiseU8Op final : public Op {
     fn_(d);
   }
 
+  const U8Table& table_;
   const DwU8Fn fn_;
   const Tensor src_, dst_;
   const ConvU8Spec spec_;
@@ -247,6 +321,7 @@ OpPtr make_conv_u8(const U8Table& table, std::string name, const Tensor& src, co
   while (find_gemm_u8(table, mr + 1, widest, xs) != nullptr) ++mr;
   check(mr > 0, name, "the kernel table has no kernel for a tile");
   std::string id = tile_name("gemm_u8", table, std::to_string(mr) + "x" + std::to_string(widest * BLOCK));
+  id = with_after(std::move(id), spec.after);
   return std::make_unique<ConvU8Op>(table, std::move(name), std::move(id), mr, src, dst, spec);
 }
 

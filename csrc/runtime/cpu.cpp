@@ -77,11 +77,17 @@ bool has_avx512_vnni() {
   static const bool yes = has_avx512() && (cpuid(7, 0).ecx & (1u << 11));
   return yes;
 }
+
+bool has_avx512_vbmi() {
+  static const bool yes = has_avx512_vnni() && (cpuid(7, 0).ecx & (1u << 1));
+  return yes;
+}
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx_vnni() { return false; }
 bool has_avx512_vnni() { return false; }
+bool has_avx512_vbmi() { return false; }
 #endif
 
 #if defined(__aarch64__) && defined(__linux__)

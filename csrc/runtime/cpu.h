@@ -10,6 +10,7 @@ bool has_avx2();    // and FMA
 bool has_avx512();  // F, DQ, BW, VL
 bool has_avx_vnni();
 bool has_avx512_vnni();
+bool has_avx512_vbmi();  // and VNNI
 
 // AArch64; false elsewhere, and where the system does not tell.
 bool has_dotprod();

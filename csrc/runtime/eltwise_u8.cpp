@@ -15,6 +15,23 @@ uint8_t to_byte(float value, const Requant& r) {
   return static_cast<uint8_t>(std::clamp(static_cast<int32_t>(rounded) + r.zero, r.lo, r.hi));
 }
 
+// Whether the rows of a block follow each other.
+bool dense(const Tensor& t) { return t.pad_left + t.pad_right == 0 && !t.image; }
+
+// Calls f(block, y, bytes of dst, pixels) for all rows, as many at once as `joined` allows, and fills the padding.
+template <class F>
+void byte_runs(const Frame& frame, const Tensor& dst, Team& team, bool joined, F f) {
+  team.share(ptrdiff_t{dst.blocks()} * dst.h, grain_of_bytes(dst.pitch()), [&](Range part) {
+    for (ptrdiff_t i = part.begin; i < part.end;) {
+      const int block = static_cast<int>(i / dst.h), y = static_cast<int>(i % dst.h);
+      const ptrdiff_t rows = joined ? std::min<ptrdiff_t>(dst.h - y, part.end - i) : 1;
+      f(block, y, frame.bytes() + dst.at(block, y, 0), rows * dst.w);
+      clear_padding(frame.arena, dst, {block, block + 1}, {y, y + rows});
+      i += rows;
+    }
+  });
+}
+
 // Calls f(block, y, row of dst) for all rows, and fills the padding.
 template <class F>
 void byte_rows(const Frame& frame, const Tensor& dst, Team& team, F f) {
@@ -43,10 +60,10 @@ class BinaryU8Op final : public Op {
         zb_(floats.ra > 0 ? floats.added : b.zero) {}
 
   void run(const Frame& frame, Team& team) const override {
-    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
-      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_, za_,
-            zb_, factors_.ma, factors_.mb, factors_.shift, factor_, dst, dst_.w, requant_, floats_.ra, floats_.rb,
-            floats_.rest});
+    const bool joined = dense(a_) && dense(dst_) && (one_pixel_ || dense(b_));
+    byte_runs(frame, dst_, team, joined, [&](int block, int y, uint8_t* dst, ptrdiff_t pixels) {
+      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
+            a_.zero, b_.zero, factors_.ma, factors_.mb, factors_.shift, factor_, dst, pixels, requant_});
     });
   }
 
@@ -71,8 +88,9 @@ class LookupU8Op final : public Op {
         lookup_(lookup) {}
 
   void run(const Frame& frame, Team& team) const override {
-    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
-      table_.lookup(frame.bytes() + src_.at(block, y, 0), dst, ptrdiff_t{dst_.w} * BLOCK, lookup_.data());
+    const bool joined = dense(src_) && dense(dst_);
+    byte_runs(frame, dst_, team, joined, [&](int block, int y, uint8_t* dst, ptrdiff_t pixels) {
+      table_.lookup(frame.bytes() + src_.at(block, y, 0), dst, pixels * BLOCK, lookup_.data());
     });
   }
 
@@ -122,8 +140,10 @@ class PoolU8Op final : public Op {
 
   void mean(const Frame& frame, int block, const PoolSpan& r, const PoolSpan& c, uint8_t* dst) const {
     int32_t sum[BLOCK] = {};
-    for (int y = r.begin; y < r.end; ++y) {
-      table_.sum(frame.bytes() + src_.at(block, y, c.begin), c.end - c.begin, sum);
+    const ptrdiff_t width = c.end - c.begin;
+    const bool joined = width * BLOCK == src_.pitch();  // the rows follow each other
+    for (int y = r.begin; y < r.end; y += joined ? r.end : 1) {
+      table_.sum(frame.bytes() + src_.at(block, y, c.begin), joined ? width * (r.end - r.begin) : width, sum);
     }
     // What the window has of the map; what of it counts is another matter where padding counts.
     const int32_t inside = (r.end - r.begin) * (c.end - c.begin);
@@ -283,8 +303,10 @@ class DequantizeOp final : public Op {
 
 class InputU8Op final : public Op {
  public:
-  InputU8Op(const Tensor& dst, const InputU8& input)
-      : Op("input", "input_u8"), dst_(dst), input_(input), inverse_(1.0f / input.scale) {}
+  InputU8Op(const U8Table& table, const Tensor& dst, const InputU8& input)
+      : Op("input", "input_u8"), table_(table), dst_(dst), input_(input), inverse_(1.0f / input.scale) {
+    for (const Lookup& t : input.pixels) tables_.insert(tables_.end(), t.begin(), t.end());
+  }
 
   void run(const Frame& frame, Team& team) const override {
     team.share(dst_.h, grain_of_bytes(dst_.pitch()), [&](Range rows) { read(frame, rows); });
@@ -316,6 +338,8 @@ class InputU8Op final : public Op {
   bool plain() const { return dst_.image && dst_.c == 3 && !input_.swap; }
 
   void rgb_row(const uint8_t* src, uint8_t* dst) const {
+    if (table_.rgb != nullptr)
+      return table_.rgb(src, dst, dst_.w, tables_.empty() ? nullptr : tables_.data(), dst_.zero);
     int x = 0;
     if (!input_.pixels.empty()) {
       const uint8_t *r = input_.pixels[0].data(), *g = input_.pixels[1].data(), *b = input_.pixels[2].data();
@@ -354,8 +378,10 @@ class InputU8Op final : public Op {
     }
   }
 
+  const U8Table& table_;
   const Tensor dst_;
   const InputU8 input_;
+  std::vector<uint8_t> tables_;  // of the pixels, one behind the other
   const float inverse_;
 };
 
@@ -374,18 +400,22 @@ OpPtr binary(std::string name, std::string kernel, void (*run)(const EltU8Args&)
 
 }  // namespace
 
-OpPtr make_input_u8(const Tensor& dst, const InputU8& input) {
+OpPtr make_input_u8(const U8Table& table, const Tensor& dst, const InputU8& input) {
   const auto fits = [&](size_t n) { return n == 0 || n == static_cast<size_t>(dst.c); };
   check(dst.u8 && fits(input.pixels.size()) && fits(input.mean.size()) && input.mean.size() == input.std.size(),
         "input", "tables do not fit the channels");
-  return std::make_unique<InputU8Op>(dst, input);
+  return std::make_unique<InputU8Op>(table, dst, input);
+}
+
+void check_add_factors(const std::string& name, const AddFactors& f) {
+  const int32_t most = (1 << 21) + 1;
+  check(f.ma >= 0 && f.mb >= 0 && f.ma <= most && f.mb <= most && f.shift >= 1 && f.shift <= 30, name,
+        "the factors are out of range");
 }
 
 OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   const AddFactors& f, const Requant& requant) {
-  const int32_t most = (1 << 21) + 1;
-  check(f.ma >= 0 && f.mb >= 0 && f.ma <= most && f.mb <= most && f.shift >= 1 && f.shift <= 30, name,
-        "the factors are out of range");
+  check_add_factors(name, f);
   return binary(std::move(name), std::string("add_u8/") + table.isa, table.add, a, b, dst, f, 0, requant);
 }
 

@@ -24,6 +24,9 @@ FMN_U8_TABLE(avx_vnni)
 #ifdef FMN_HAVE_U8_AVX512_VNNI
 FMN_U8_TABLE(avx512_vnni)
 #endif
+#ifdef FMN_HAVE_U8_AVX512_VBMI
+FMN_U8_TABLE(avx512_vbmi)
+#endif
 #ifdef FMN_HAVE_U8_NEON
 FMN_U8_TABLE(neon)
 #endif
@@ -44,6 +47,9 @@ struct Candidate {
 
 // Best first.
 const Candidate CANDIDATES[] = {
+#ifdef FMN_HAVE_U8_AVX512_VBMI
+    {&u8_avx512_vbmi::table, has_avx512_vbmi, ""},
+#endif
 #ifdef FMN_HAVE_U8_AVX512_VNNI
     {&u8_avx512_vnni::table, has_avx512_vnni, ""},
 #endif

@@ -33,10 +33,27 @@ struct PackedU8 {
   int dw_k = 0;               // size of the depthwise kernel that the words are for, 0: any
 };
 
+// dst = clamp((((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift) + zero); b may be one pixel.
+struct AddFactors {
+  int32_t ma, mb, shift;
+};
+
+// What is done to the bytes of a convolution while they are in the cache: each through a table, or the sum with another
+// map of the same shape. `zero` is the zero point of the convolution's own bytes.
+struct AfterConvU8 {
+  std::shared_ptr<const Lookup> lookup;
+  std::shared_ptr<const Tensor> add;
+  AddFactors factors{};
+  int32_t zero = 0;
+  Requant requant{};  // of the sum
+  bool nothing() const { return lookup == nullptr && add == nullptr; }
+};
+
 struct ConvU8Spec {
   std::shared_ptr<const PackedU8> weights;
   Window window;
   Requant requant;
+  AfterConvU8 after;
 };
 
 // Pixels become bytes by one table a channel; floats by division, rounding and the zero point of dst.
@@ -48,16 +65,14 @@ struct InputU8 {
 };
 
 // All factories throw std::invalid_argument when shapes do not fit each other.
-OpPtr make_input_u8(const Tensor& dst, const InputU8& input);
+OpPtr make_input_u8(const U8Table& table, const Tensor& dst, const InputU8& input);
 OpPtr make_conv_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
                    const ConvU8Spec& spec);
 OpPtr make_depthwise_u8(const U8Table& table, std::string name, const Tensor& src, const Tensor& dst,
                         const ConvU8Spec& spec);
 
-// dst = clamp((((a - za) * ma + (b - zb) * mb + 2^(shift - 1)) >> shift) + zero); b may be one pixel.
-struct AddFactors {
-  int32_t ma, mb, shift;
-};
+// That the factors keep all sums within 32 bits.
+void check_add_factors(const std::string& name, const AddFactors& factors);
 OpPtr make_add_u8(const U8Table& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                   const AddFactors& factors, const Requant& requant);
 // dst = clamp(rint(fma(a - added, ra, fma(b - added, rb, rest))) + added); b may be one pixel.

@@ -23,11 +23,12 @@ struct Requant {
 };
 
 // c[i][o] = requant(bias[o] + sum_k a[i][k] * b[k][o], scale[o]) for nb blocks of o and mr pixels i; and again for the
-// next mr pixels, `tiles` times in all.
+// next mr pixels, `tiles` times in all; and all of that for `rows` rows of the maps.
 struct GemmU8Args {
-  ptrdiff_t tiles;
-  const uint8_t* a;  // pixel i starts at a + 4 * i * xs
-  ptrdiff_t xs;      // words; read only by the kernels with xs = 0
+  ptrdiff_t tiles, rows;
+  ptrdiff_t a_row, c_row;  // bytes from row to row
+  const uint8_t* a;        // pixel i starts at a + 4 * i * xs
+  ptrdiff_t xs;            // words; read only by the kernels with xs = 0
   const WordSegment* segs;
   ptrdiff_t n_segs;
   const int8_t* b;      // [k][nb * 16][4]
@@ -73,6 +74,8 @@ struct EltU8Args {
 
 using GemmU8Fn = void (*)(const GemmU8Args&);
 using DwU8Fn = void (*)(const DwU8Args&);
+// RGB pixels to words with `fourth` behind them, channel c through tables[c][256]; null tables change nothing.
+using RgbU8Fn = void (*)(const uint8_t* src, uint8_t* dst, ptrdiff_t pixels, const uint8_t* tables, uint8_t fourth);
 
 struct GemmU8Entry {
   int mr, nb, xs;
@@ -84,11 +87,15 @@ struct DwU8Entry {
 };
 
 // Words of weights for one row of a depthwise window of kw columns. Word j of the kernel of any size is [w_j 0 0 0];
-// the others take four columns a word, and the 3x3 kernel of stride 1, which makes two outputs of four columns, has a
-// second word that is one column later: [w0 w1 w2 0] and [0 w0 w1 w2].
+// the others take four columns a word.
+//
+// A word of four pixels serves several outputs, each with weights of its own, which begin at its window's first pixel:
+// two outputs of 3x3 at stride 1, [w0 w1 w2 0] and [0 w0 w1 w2]. Of 5x5, every window lies on two words. There are
+// 4 / stride places where it begins, with two words each: [w0 w1 w2 w3] [w4 0 0 0], [0 w0 w1 w2] [w3 w4 0 0], ...
 inline int dw_words(int k, int stride, int kw) {
   if (k == 0) return kw;
-  return k == 3 && stride == 1 ? 2 : (k + 3) / 4;
+  if (k == 5) return 2 * (4 / stride);
+  return k == 3 && stride == 1 ? 2 : 1;
 }
 
 struct U8Table {
@@ -109,6 +116,7 @@ struct U8Table {
   void (*lookup)(const uint8_t* src, uint8_t* dst, ptrdiff_t n, const uint8_t* table);
   // sum[o] += the bytes of `pixels` pixels of a row, for one block.
   void (*sum)(const uint8_t* src, ptrdiff_t pixels, int32_t* sum);
+  RgbU8Fn rgb;  // or null
   // Multiply-add in registers as fast as the core can, `steps` times; returns the operations done (2 a multiply-add).
   double (*peak)(ptrdiff_t steps);
 };
