@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
-from . import outputs, values
+from . import hub, outputs, values
 from .graph import infer_shapes
 from .model import Model
 
@@ -29,8 +29,8 @@ class FeatureExtractor:
     >>> pipeline = make_pipeline(extractor, LogisticRegression())           # doctest: +SKIP
     >>> cross_val_score(pipeline, paths, classes, n_jobs=2)                 # doctest: +SKIP
 
-    model: a Model, or the path of a model file, which is loaded at the first use. A pickle of an extractor holds the
-        path or the Model as it was given, so that one with a path takes less than a kilobyte.
+    model: a Model, or the path of a model file or a name of the hub, which is loaded at the first use. A pickle of an
+        extractor holds the path or the Model as it was given, so that one with a path takes less than a kilobyte.
     output: "embedding", or another output by name, see ``Model.run``; what is larger than a pixel is flattened.
     size: run pictures at this size, instead of the model's own.
     threads: how many threads a run takes; None for the model's own number. Workers of joblib have fewer, see there.
@@ -131,6 +131,11 @@ class FeatureExtractor:
         if isinstance(model, Model):
             if self.arch is not None:
                 raise ValueError("arch is for the path of a file that holds weights only, and model is a Model")
+        elif isinstance(model, str) and (name := hub.parse(model)) is not None:
+            found = _loaded.get((str(name), self.arch))
+            if found is None:
+                found = _loaded.setdefault((str(name), self.arch), Model.load(model, arch=self.arch))
+            model = found
         elif isinstance(model, (str, os.PathLike)):
             path = os.path.abspath(os.fsdecode(model))
             stat = os.stat(path)

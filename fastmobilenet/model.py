@@ -93,9 +93,13 @@ class Model(Uses, Quantizing, Detecting):
         preprocess: Preprocess | None = None,
         labels: Sequence[str] | str | os.PathLike[str] | None = None,
     ) -> Model:
-        """Read a model file.
+        """Read a model file, or a trained network of the Hugging Face hub.
 
-        ``source``: an .fmn, .onnx, .tflite, .safetensors or .pth file.
+        ``source``: an .fmn, .onnx, .tflite, .keras, .h5, .safetensors or .pth file; or where there is no such file, a
+        repository of timm, "timm/mobilenetv3_large_100.ra_in1k", perhaps with "@revision" (a branch, tag or commit), or
+        a short name of one, "mobilenet_v2" (``fastmobilenet.hub.ALIASES``). It is fetched with huggingface_hub, which
+        must be installed, once, and is then found in its cache, without a network too. "hf-hub:" before the name says
+        that it is no path.
         ``precision``: None takes what the file holds: a quantised .tflite file runs on bytes, as it is; "fp32" has its
         weights dequantised, and computes in float32. "int8" refuses a file that is not quantised (:meth:`quantize`
         makes such a model).
@@ -115,19 +119,14 @@ class Model(Uses, Quantizing, Detecting):
         arguments.check_preprocess(preprocess)
         if not isinstance(source, (str, os.PathLike)):
             raise TypeError(f"source must be the path of a model file, not {type(source).__name__}")
-        path = os.fsdecode(source)
-        from . import importers  # imported here: a program that makes its own Graph needs none
+        from . import importers, sources  # imported here: a program that makes its own Graph needs neither
 
-        origin = Origin.before(path)
-        try:
-            graph = importers.load(path, arch=arch, quantized=precision != "fp32")
-        except FileNotFoundError:
-            arguments.explain_architecture(path)
-            raise
+        path = os.fsdecode(source)
+        graph, origin = sources.read(path, arch=arch, quantized=precision != "fp32")
         if precision == "int8" and not any("quant" in node.attrs for node in graph.nodes):
             raise ModelError(f"{path} holds a network of floats; load it with precision=None and call model.quantize()")
         own_labels = graph.labels
-        if labels is None and graph.labels is None:
+        if labels is None and graph.labels is None and origin.hub is None:
             classes = arguments.class_count(graph)
             if classes is not None:
                 labels = label_files.find(path, classes)

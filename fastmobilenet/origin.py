@@ -2,15 +2,16 @@
 
 A Model that was loaded from a file, which has not changed since, is pickled as the path of the file, the SHA-256 of its
 content and the options of ``Model.load``: less than a kilobyte, for processes that see the same file. It is refused
-where the file is gone or another one. Any other Model is pickled as the bytes of its .fmn file; to have that of a
-loaded one too, pickle ``Model.from_graph(model.graph)``.
+where the file is gone or another one. One that came from the Hugging Face hub is pickled as its name there with the
+commit: a machine that has it not in its cache fetches it. Any other Model is pickled as the bytes of its .fmn file; to
+have that of a loaded one too, pickle ``Model.from_graph(model.graph)``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError
@@ -35,11 +36,13 @@ def _stamp(path: str) -> _Stamp | None:
 
 @dataclass
 class Origin:
-    """The file of a Model. ``options``: what Model.load needs beside the path."""
+    """The file of a Model. ``options``: what Model.load needs beside the path. ``hub``: its name on the hub, with the
+    commit; the file is then one of the cache."""
 
     path: str
     stamp: _Stamp | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    hub: str | None = None
     _digest: str | None = None
 
     @classmethod
@@ -52,7 +55,7 @@ class Origin:
         """To be called after it was read; None if the file is not the one that it was before."""
         if self.stamp is None or _stamp(self.path) != self.stamp:
             return None
-        return Origin(self.path, self.stamp, {k: v for k, v in options.items() if v is not None})
+        return replace(self, options={k: v for k, v in options.items() if v is not None})
 
     def digest(self) -> str | None:
         """The SHA-256 of the file; None where it is not any more what was loaded."""
@@ -72,6 +75,8 @@ class Origin:
 def reduce(model: Model) -> tuple[Any, ...]:
     """For ``Model.__reduce__``."""
     origin = model._origin
+    if origin is not None and origin.hub is not None:
+        return _from_hub, (type(model), origin.hub, dict(origin.options))
     digest = None if origin is None else origin.digest()
     if origin is not None and digest is not None:
         return _from_file, (type(model), origin.path, digest, dict(origin.options))
@@ -91,6 +96,10 @@ def _from_file(kind: type[Model], path: str, digest: str, options: dict[str, Any
     if found != digest:
         raise ModelError(f"this Model was pickled as the file {path}, which has changed since{_ADVICE}")
     return kind.load(path, **options)
+
+
+def _from_hub(kind: type[Model], name: str, options: dict[str, Any]) -> Model:
+    return kind.load(name, **options)  # the hub's own hashes are compared there
 
 
 _ADVICE = "; to have the weights in the pickle, pickle Model.from_graph(model.graph)"

@@ -274,12 +274,12 @@ def test_errors_are_one_line(
 
 def test_an_architecture_is_no_model_to_classify_with(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The message speaks of options and files, not of Python."""
-    assert main(["classify", picture, "--model", "mobilenet_v2"]) == 1
+    assert main(["classify", picture, "--model", "squeezenet1_1"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        "fastmobilenet: mobilenet_v2 is an architecture, and classify needs trained weights: give a model file with "
-        f"--model ({importers.SUPPORTED}); for one that holds weights only, add --arch mobilenet_v2\n"
+        "fastmobilenet: squeezenet1_1 is an architecture, and classify needs trained weights: give a model file with "
+        f"--model ({importers.SUPPORTED}); for one that holds weights only, add --arch squeezenet1_1\n"
     )
 
 

@@ -121,8 +121,8 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "bad.fmn is not a valid .fmn file" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "none.onnx"), str(out)]) == 1
     assert "none.onnx: No such file or directory" in capsys.readouterr().err
-    assert main(["convert", "mobilenet_v2", str(out)]) == 1
-    assert "mobilenet_v2 is an architecture, and convert needs trained weights" in capsys.readouterr().err
+    assert main(["convert", "squeezenet1_1", str(out)]) == 1
+    assert "squeezenet1_1 is an architecture, and convert needs trained weights" in capsys.readouterr().err
     assert not out.exists()
 
 

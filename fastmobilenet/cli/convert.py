@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", help="a model file of any kind")
+    parser.add_argument("source", metavar="IN", help="a model file of any kind, or a network of the hub: timm/NAME")
     parser.add_argument("target", metavar="OUT", help="the file to write; its name ends in .fmn")
     add_arch_option(parser)
     parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .. import sources
     from ..model import Model
 
     check_trained(args.source, "convert")
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if to_file and not args.target.lower().endswith(SUFFIX):
         raise CommandError(f"{args.target}: what is written is a {SUFFIX} file; give OUT a name that ends in {SUFFIX}")
     model = Model.load(args.source, arch=args.arch, labels=args.labels)
-    before = os.path.getsize(args.source)
+    before = sources.size(args.source, model._origin)
     model.save(args.target)
     if to_file:  # a pipe may be standard output, which has the file now
         print("\n".join(lines(args, model, before)))
