@@ -219,12 +219,15 @@ PYBIND11_MODULE(_native, m) {
              return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain, stride));
            }),
            py::arg("plain"), py::arg("stride"));
+  py::class_<Arenas, std::shared_ptr<Arenas>>(m, "Arenas", "Memory for the tensors of runs, shared by Programs.")
+      .def(py::init<>())
+      .def_property_readonly("nbytes", &Arenas::bytes, "What lies idle, in bytes.");
   py::class_<Program> program(m, "Program");
   program
-      .def(py::init([](const std::string& isa, ptrdiff_t floats) {
-             return std::make_unique<Program>(kernel_table(isa), floats);
+      .def(py::init([](const std::string& isa, ptrdiff_t floats, std::shared_ptr<Arenas> arenas) {
+             return std::make_unique<Program>(kernel_table(isa), floats, std::move(arenas));
            }),
-           py::arg("isa"), py::arg("arena_floats"))
+           py::arg("isa"), py::arg("arena_floats"), py::arg("arenas").none(false))
       .def("tensor", py::overload_cast<int, int, int, int, int, bool, ptrdiff_t>(&Program::tensor), py::arg("c"),
            py::arg("h"), py::arg("w"), py::arg("pad_left"), py::arg("pad_right"), py::arg("image"), py::arg("offset"))
       .def(

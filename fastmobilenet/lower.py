@@ -20,7 +20,7 @@ from .precision import of_graph
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
-#: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights are shared.
+#: Plans of picture sizes that are kept; the oldest goes first. A plan is small: weights and memory are shared.
 MAX_PLANS = 8
 
 
@@ -40,6 +40,7 @@ class Engine:
         self.isa = _native.default_isa(isa)
         graph = optimize(graph)
         store = _native.WeightStore()
+        self._arenas: _native.Arenas = _native.Arenas() if base is None else base._arenas
         self._weights: dict[str, _native.PackedWeights] = {}
         # Made when a plan wants them first: of layers that share their weights with `base`, only once.
         self._winograd: dict[_native.PackedWeights, _native.WinogradWeights] = {} if base is None else base._winograd
@@ -149,7 +150,7 @@ class Engine:
         shapes = infer_shapes(graph, 1, h, w)
         steps = plan_steps(graph, shapes, caches())
         arena = plan_arena(graph, shapes, steps)
-        program = _native.Program(self.isa, arena.floats)
+        program = _native.Program(self.isa, arena.floats, self._arenas)
         ids = {}
         for name, offset in arena.offsets.items():
             t = arena.layouts[name]

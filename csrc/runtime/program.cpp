@@ -8,51 +8,15 @@
 
 namespace fmn {
 
-// Takes an arena for the time of one run.
-class Program::Arena {
- public:
-  Arena(const Program& program, size_t bytes) : program_(program) {
-    if (program_.try_lock_arenas()) {
-      if (!program_.idle_.empty()) {
-        region_ = std::move(program_.idle_.back());
-        program_.idle_.pop_back();
-      }
-      program_.lock_.clear(std::memory_order_release);
-    }
-    if (!region_ || region_->bytes() < bytes) region_ = std::make_unique<Region>(bytes);
-  }
-  ~Arena() {
-    if (program_.try_lock_arenas()) {
-      if (program_.idle_.size() < program_.idle_.capacity()) program_.idle_.push_back(std::move(region_));
-      program_.lock_.clear(std::memory_order_release);
-    }
-  }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  float* data() const { return region_->data(); }
-
- private:
-  const Program& program_;
-  std::unique_ptr<Region> region_;
-};
-
-bool Program::try_lock_arenas() const {
-  for (int i = 0; i < 1000; ++i) {
-    if (!lock_.test_and_set(std::memory_order_acquire)) return true;
-  }
-  return false;
-}
-
 // Cache lines that are fetched ahead of a run of small ops: half of the second-level cache of small cores today.
 constexpr ptrdiff_t MAX_AHEAD = 512 * 1024 / 64;
 
 // Kernels of bytes may read a cache line beyond the last pixel.
 constexpr ptrdiff_t SLACK = 16;
 
-Program::Program(const KernelTable& table, ptrdiff_t arena_floats)
-    : table_(table), arena_floats_((arena_floats + SLACK + 1023) / 1024 * 1024) {
+Program::Program(const KernelTable& table, ptrdiff_t arena_floats, std::shared_ptr<Arenas> arenas)
+    : table_(table), arena_floats_((arena_floats + SLACK + 1023) / 1024 * 1024), arenas_(std::move(arenas)) {
   check(arena_floats >= 0, "program", "the arena has a negative size");
-  idle_.reserve(MAX_IDLE_ARENAS);
 }
 
 int Program::tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset) {
@@ -126,7 +90,7 @@ void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output,
   threads = std::min(std::max(threads, 1), MAX_THREADS);
   const ptrdiff_t shared_floats = threads > 1 ? shared_floats_ : 0;
   const ptrdiff_t floats = arena_floats_ + shared_floats + threads * scratch_floats_;
-  const Arena arena(*this, static_cast<size_t>(floats) * sizeof(float));
+  const Arenas::Lease arena(*arenas_, static_cast<size_t>(floats) * sizeof(float));
   float* const shared = arena.data() + arena_floats_;
   float* const scratch = shared + shared_floats;
   run_parallel(threads, [&](Team& team) {

@@ -3,19 +3,20 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "runtime/arenas.h"
 #include "runtime/ops.h"
 
 namespace fmn {
 
 class Program {
  public:
-  // Tensors lie in an arena of `arena_floats`; those that live at the same time must not overlap (lower.py plans it).
-  Program(const KernelTable& table, ptrdiff_t arena_floats);
+  // Tensors lie in an arena of `arena_floats`, one of `arenas`; those that live at the same time must not overlap
+  // (lower.py plans it).
+  Program(const KernelTable& table, ptrdiff_t arena_floats, std::shared_ptr<Arenas> arenas);
 
   int tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset);
   // Of bytes; pads: top, bottom, left, right.
@@ -36,20 +37,13 @@ class Program {
   size_t arena_bytes() const { return static_cast<size_t>(arena_floats_) * sizeof(float); }
 
  private:
-  class Arena;
-  static constexpr size_t MAX_IDLE_ARENAS = 16;  // more runs at once than that allocate anew
-  bool try_lock_arenas() const;
-
   const KernelTable& table_;
   const ptrdiff_t arena_floats_;
   ptrdiff_t scratch_floats_ = 0, shared_floats_ = 0;  // of each thread and of all, behind the arena
   std::vector<Tensor> tensors_;
   std::vector<OpPtr> ops_;
   int input_ = -1, output_ = -1;
-  // Arenas that no run uses at the moment. The lock is a flag that is only tried, never waited for: in a child
-  // that was forked while another thread held it, it stays taken, and runs must still work.
-  mutable std::atomic_flag lock_ = ATOMIC_FLAG_INIT;
-  mutable std::vector<std::unique_ptr<Region>> idle_;
+  const std::shared_ptr<Arenas> arenas_;
 };
 
 }  // namespace fmn
