@@ -7,10 +7,12 @@ order are not applied here, the runtime does that.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,15 @@ from .files import open_regular
 from .preprocess import Preprocess
 
 Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The content of a picture file; ``name`` is for messages."""
+
+    data: bytes
+    name: str = "the bytes"
+
 
 EXPECTED = "a path, a PIL image or uint8 pixels of shape (h, w, 3)"
 
@@ -46,9 +57,9 @@ _PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 def decode(source: Any) -> Pixels:
     """One picture as uint8 RGB pixels of shape (h, w, 3), C-contiguous.
 
-    ``source`` is a path (str or os.PathLike) of a file that Pillow reads, a PIL image, or a uint8 array of shape
-    (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) with any strides. It is not modified. The result may be read-only, and
-    may share memory with an array that was given.
+    ``source`` is a path (str or os.PathLike) of a file that Pillow reads, its content (Encoded), a PIL image, or a
+    uint8 array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) with any strides. It is not modified. The result may
+    be read-only, and may share memory with an array that was given.
 
     - Grey: the value becomes all three channels.
     - Alpha and other transparency: dropped, as Pillow's ``convert("RGB")`` does; nothing is blended in.
@@ -69,6 +80,8 @@ def decode(source: Any) -> Pixels:
         return _from_pil(source, f"the PIL image ({source.mode}, {source.width}x{source.height})", TypeError)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(os.fspath(source))
+    if isinstance(source, Encoded):
+        return _from_stream(io.BytesIO(source.data), source.name)
     raise TypeError(f"expected {EXPECTED}, got {describe(source)}")
 
 
@@ -112,12 +125,16 @@ def _rgb(array: npt.NDArray[Any]) -> Pixels:
 def _from_file(path: str | bytes) -> Pixels:
     name = os.fsdecode(path)
     with open_regular(path) as file:
-        with _decoding(name):
-            image = Image.open(file)
-        with image:
-            if image.format == "EPS":  # Pillow would start Ghostscript
-                raise ValueError(f"{name}: EPS is a program and not a picture")
-            return _from_pil(image, name, ValueError)
+        return _from_stream(file, name)
+
+
+def _from_stream(file: BinaryIO, name: str) -> Pixels:
+    with _decoding(name):
+        image = Image.open(file)
+    with image:
+        if image.format == "EPS":  # Pillow would start Ghostscript
+            raise ValueError(f"{name}: EPS is a program and not a picture")
+        return _from_pil(image, name, ValueError)
 
 
 def _from_pil(image: Image.Image, name: str, refusal: type[Exception]) -> Pixels:

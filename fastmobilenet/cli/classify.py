@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..folders import SUFFIXES, pictures
-from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, reason, report
+from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, reason, report, why
 
 if TYPE_CHECKING:
     from ..model import Model, Prediction
@@ -19,7 +19,9 @@ EPILOG = """\
 examples:
   fastmobilenet classify cat.jpg --model mobilenet_v2_1.0_224_quant.tflite
   fastmobilenet classify holiday/ --model mobilenet_v2.onnx --top 1
+  fastmobilenet classify cat.jpg --model timm/mobilenetv3_large_100.ra_in1k --labels imagenet_labels.txt
   fastmobilenet classify archive/ --model mobilenet_v2.fmn --top 1 --out results.csv --workers 8
+  fastmobilenet classify archive/ --model mobilenet_v2.fmn --engine ray --out results.parquet
   fastmobilenet classify *.jpg --model weights.safetensors --arch mobilenet_v2 --labels names.txt --json
 
 output:
@@ -48,7 +50,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
-    parser.add_argument("--model", required=True, metavar="FILE", help="model file: .onnx, .tflite, .safetensors, .pth")
+    parser.add_argument(
+        "--model", required=True, metavar="FILE", help="a model file of any kind, or a network of the hub: timm/NAME"
+    )
     add_arch_option(parser)
     parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes a picture (default: 5)")
@@ -61,6 +65,13 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="with --out: pictures at the same time, one thread each (default: as many as threads)",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="with --out: where to compute. ray: the cluster that RAY_ADDRESS names, or this machine; --workers actors "
+        "of --threads CPUs each (default: 1, and as many actors as fit). All machines must see the pictures and FILE",
+    )
     parser.set_defaults(run=run)
 
 
@@ -72,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--json prints, and --out writes to a file: use one of them (--out FILE.jsonl)")
     if args.workers is not None and args.out is None:
         raise CommandError("--workers is for --out; --threads says how many threads a picture takes")
+    if args.engine != "local" and args.out is None:
+        raise CommandError(f"--engine {args.engine} is for --out FILE")
     model = Model.load(args.model, arch=args.arch, labels=args.labels, threads=args.threads)
     paths, problems = collect(args.images)
     for problem in problems:
@@ -103,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_rows(model: Model, paths: list[str], args: argparse.Namespace) -> int:
     """Writes the rows that --out lacks; returns how many pictures failed now."""
+    from . import engines
     from .results import open_results
 
     if model.classes is None:
@@ -114,27 +128,19 @@ def _write_rows(model: Model, paths: list[str], args: argparse.Namespace) -> int
         left = [path for path in dict.fromkeys(paths) if not results.has(path)]
         if len(left) < len(paths):
             report(f"{args.out}: has {len(paths) - len(left)} of {len(paths)} pictures already")
-        rows = model.map(left, workers=args.workers, outputs=["probabilities"])
-        for row in rows:
-            if row.error is None:
-                results.add(row.source, model._best(row.output["probabilities"], args.top))  # type: ignore[call-overload, index]
-            else:
+        for done, (path, result) in enumerate(engines.rows(model, left, args), 1):
+            if isinstance(result, str):
                 failed += 1
-                why = explain(row.error, row.source)
                 progress.clear()
-                report(f"{row.source or repr(row.source)}: {why}")
-                results.add(row.source, why)
-            progress.show(f"{row.index + 1} of {len(left)}: {os.path.basename(row.source)}")
+                report(f"{path or repr(path)}: {result}")
+            results.add(path, result)
+            progress.show(f"{done} of {len(left)}: {os.path.basename(path)}")
     finally:
         progress.clear()
         results.close()
     if failed and len(paths) > 1:
         report(f"{failed} of {len(paths)} failed")
     return failed
-
-
-def explain(error: Exception, path: str) -> str:
-    return "not enough memory for this picture" if isinstance(error, MemoryError) else reason(error, path)
 
 
 def collect(images: list[str]) -> tuple[list[str], list[str]]:
@@ -161,7 +167,7 @@ def classify(model: Model, path: str, top: int) -> list[Prediction] | str:
     try:
         return model.classify(path, top)
     except (OSError, ValueError, TypeError, MemoryError) as error:
-        return explain(error, path)
+        return why(error, path)
 
 
 def lines(heading: str | None, predictions: list[Prediction]) -> list[str]:

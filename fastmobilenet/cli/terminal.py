@@ -87,6 +87,11 @@ def reason(error: BaseException, about: str | None = None) -> str:
     return text or type(error).__name__
 
 
+def why(error: Exception, path: str | None) -> str:
+    """Why a picture could not be classified, without its path."""
+    return "not enough memory for this picture" if isinstance(error, MemoryError) else reason(error, path)
+
+
 class Progress:
     """A line on standard error that says how far the work is; silent where standard error is no terminal."""
 
@@ -147,9 +152,9 @@ def add_arch_option(parser: argparse.ArgumentParser) -> None:
 def check_trained(source: str, command: str) -> None:
     """Refuses an architecture where a file is needed: one with random weights says nothing about a picture."""
     if _is_missing(source):
-        from .. import importers, models
+        from .. import hub, importers, models
 
-        if source in models.available():
+        if source in models.available() and (source not in hub.ALIASES or command == "verify"):
             raise CommandError(
                 f"{source} is an architecture, and {command} needs trained weights: give a model file with --model "
                 f"({importers.SUPPORTED}); for one that holds weights only, add --arch {source}"
@@ -157,10 +162,15 @@ def check_trained(source: str, command: str) -> None:
 
 
 def load_graph(source: str, arch: str | None) -> tuple[Graph, bool]:
-    """The graph of a model file, or of an architecture with random weights; and whether it came from a file."""
+    """The graph of a model file or of a repository of the hub, or of an architecture with random weights; and whether
+    it came with weights. A name that is both an architecture and a short name of the hub is the former here: what is
+    asked of it needs no trained weights, and so no network."""
     if _is_missing(source):
-        from .. import ModelError, models
+        from .. import ModelError, hub, models
 
+        name = None if source in models.available() else hub.parse(source)
+        if name is not None and arch is None:
+            return hub.load(name).graph, True
         try:
             graph = models.build(source)
         except ModelError as error:
