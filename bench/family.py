@@ -59,30 +59,69 @@ def _about(value: float, share: float = 0.02) -> Range:
     return value * (1 - share), value * (1 + share)
 
 
+#: (width, pixels) -> MACs and parameters, in millions: tables 6 and 7 of the paper of V1.
+V1 = {
+    (1.0, 224): (569, 4.2), (0.75, 224): (325, 2.6), (0.5, 224): (149, 1.3), (0.25, 224): (41, 0.5),
+    (1.0, 192): (418, 4.2), (1.0, 160): (290, 4.2), (1.0, 128): (186, 4.2), (0.5, 160): (76, 1.3),
+}  # fmt: skip
+#: The same of V2: table 4 of its paper, and for the others those of TensorFlow's trained networks.
+V2 = {
+    (1.4, 224): (582, 6.06), (1.0, 224): (300, 3.4), (0.75, 224): (209, 2.61), (0.5, 224): (97, 1.95),
+    (0.35, 224): (59, 1.66), (1.0, 192): (221, 3.47), (1.0, 160): (154, 3.47), (1.0, 128): (99, 3.47),
+    (1.0, 96): (56, 3.47),
+}  # fmt: skip
+#: Tables 3 and 4 of the paper of V3; V3-Small as in the two papers that give it.
+V3 = {
+    "mobilenet_v3_large": (_about(219), _about(5.4, 0.03)),
+    "tf_mobilenetv3_large_075": (_about(155), _about(4.0)),  # where a width below 1 leaves the head as it is
+    "mobilenet_v3_small": ((56, 66), (2.5, 2.9)),
+    "tf_mobilenetv3_small_075": (_about(44, 0.03), (2.0, 2.4)),
+}
+#: Parameters of TensorFlow's list of EfficientNet-Lite, and pixels.
+LITE = {0: (4.7, 224), 1: (5.4, 240), 2: (6.1, 260), 3: (8.2, 300), 4: (13.0, 380)}
+#: Table 8 of the paper of ShuffleNet V2.
+SHUFFLE_V2 = {"0_5": (41, 1.4), "1_0": (146, 2.3), "1_5": (299, 3.5), "2_0": (591, 7.4)}
+
+
 def family() -> Iterator[Member]:
-    """V1 and V2 at their published widths and resolutions, and the networks that the papers compare with."""
-    v1 = {(1.0, 224): (_about(569), _about(4.2)), (0.5, 160): (_about(76), _about(1.3, 0.04))}
+    """Every network of the family at its published widths, V1 and V2 at their resolutions too, and the networks that
+    the papers compare with."""
     for width in (1.0, 0.75, 0.5, 0.25):
         for size in (224, 192, 160, 128):
-            yield Member("mobilenet_v1", width, size, *v1.get((width, size), (None, None)))
+            yield _member("mobilenet_v1", width, size, V1.get((width, size)))
     for width in (1.4, 1.0, 0.75, 0.5, 0.35):
         for size in (224, 192, 160, 128, 96):
-            published = (_about(300), _about(3.4, 0.04)) if (width, size) == (1.0, 224) else (None, None)
-            yield Member("mobilenet_v2", width, size, *published)
-    for width in (1.0, 0.75):
-        large = (_about(219), _about(5.4, 0.03)) if width == 1.0 else (None, None)
-        small: tuple[Range | None, Range | None] = ((56, 66), (2.5, 2.9)) if width == 1.0 else (None, None)
-        yield Member("mobilenet_v3_large", width, 224, *large)
-        yield Member("mobilenet_v3_small", width, 224, *small)
+            yield _member("mobilenet_v2", width, size, V2.get((width, size)))
+    for name, counts in V3.items():
+        yield Member(name, None, 224, *counts)
+    for kind, width in (("large", 0.75), ("large", 0.5), ("small", 0.75), ("small", 0.5)):
+        yield Member(f"mobilenet_v3_{kind}", width)
+    for kind in ("large", "small"):
+        yield Member(f"tf_mobilenetv3_{kind}_minimal_100")
+    for name, size in (("small_035", 224), ("small_050", 224), ("small", 224), ("medium", 256), ("large", 384)):
+        yield Member(f"mobilenetv4_conv_{name}", None, size)
+    for name in ("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "semnasnet_100", "mnasnet_small"):
+        yield Member(name)
+    for number, (parameters, size) in LITE.items():
+        yield Member(f"efficientnet_lite{number}", None, size, None, _about(parameters))
     yield Member("squeezenet1_1", None, 224, None, _about(1.24))
     yield Member("squeezenet1_0", None, 224, None, _about(1.25))
-    yield Member("mobilenetv4_conv_small")
-    yield Member("mnasnet1_0")
-    yield Member("shufflenet_v2_x1_0")
-    yield Member("efficientnet_lite0")
+    for groups in (1, 2, 3, 4, 8):
+        yield Member(f"shufflenet_v1_g{groups}", 1.0)
+    for name, published in SHUFFLE_V2.items():
+        yield _member(f"shufflenet_v2_x{name}", None, 224, published)
     yield Member("googlenet", None, 224, _about(1550, 0.04))
     yield Member("vgg16", None, 224, (15300, 15500), _about(138))
     yield Member("alexnet_original", None, 227, _about(720, 0.02), _about(60, 0.02))
+
+
+def _member(arch: str, width: float | None, size: int, published: tuple[float, float] | None) -> Member:
+    """Published numbers are rounded: MACs to 2 %, parameters, of which there are less, to 4 % or 0.05 million."""
+    if published is None:
+        return Member(arch, width, size)
+    macs, parameters = published
+    slack = max(0.04 * parameters, 0.05)
+    return Member(arch, width, size, _about(macs), (parameters - slack, parameters + slack))
 
 
 def measure(member: Member, threads: int, seconds: float | None) -> Row:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .model import Model
 
 #: Batches under way for each worker: one that it has, and enough beside it that none waits for the slowest.
-AHEAD = 4
+AHEAD = 6
+#: Batches for each worker that the thread which takes the results waits for at a time: every time that it wakes up, it
+#: takes a core from a worker.
+AT_A_TIME = 2
 
 #: What a picture may fail with. Anything else is an error of the program, and is raised.
 FAILURES = (OSError, ValueError, TypeError, MemoryError)
@@ -108,6 +111,8 @@ def _results(
             if not pending:
                 break
             if ordered:
+                if not pending[0].done():
+                    wait([pending[min(AT_A_TIME * workers, len(pending)) - 1]])
                 ready = pending.popleft()
             else:
                 ready = next(iter(wait(pending, return_when=FIRST_COMPLETED).done))

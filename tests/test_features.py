@@ -15,11 +15,19 @@ from fastmobilenet.reference import execute
 
 from .samples import assert_close, assert_same_bits, floats, names, pixels
 from .test_u8 import INPUT, conv
+from .torchvision_nets import NETWORKS as NETWORKS_OF_TORCHVISION
 from .torchvision_nets import torchvision_network
 from .weight_files import torch_network
 
-TIMM = ("mobilenetv1_100", "mobilenetv2_050", "mobilenetv3_small_100", "mobilenetv4_conv_small", "mnasnet_small")
-TORCHVISION = ("mobilenet_v2", "mobilenet_v3_small", "mnasnet1_0", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet")
+TIMM = (
+    "mobilenetv1_100", "mobilenetv2_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "tf_mobilenetv3_small_075",
+    "mobilenetv4_conv_small", "mobilenetv4_conv_medium", "mnasnet_small", "semnasnet_075", "efficientnet_lite0",
+    "tf_efficientnet_lite0",
+)  # fmt: skip
+TORCHVISION = (
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x0_5", "squeezenet1_0",
+    "squeezenet1_1", "googlenet",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -48,9 +56,7 @@ def torchvision_features(module: Any, x: Any) -> Any:
 def test_features_equal_those_of_the_source(arch: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    module = torchvision_network(arch) if arch in ("squeezenet1_1", "googlenet", "shufflenet_v2_x0_5") else (
-        torch_network(arch)
-    )  # fmt: skip
+    module = torchvision_network(arch) if arch in NETWORKS_OF_TORCHVISION else torch_network(arch)
     torch.save(module.state_dict(), tmp_path / "weights.pth")
     model = Model.from_graph(load(str(tmp_path / "weights.pth"), arch=arch))
     for shape in ((2, 3, 96, 64), (1, 3, 65, 81)):
