@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 #: Batches under way for each worker: one that it has, and enough beside it that none waits for the slowest.
-AHEAD = 6
+AHEAD = 4
 #: Batches for each worker that the thread which takes the results waits for at a time: every time that it wakes up, it
 #: takes a core from a worker.
 AT_A_TIME = 2

@@ -117,7 +117,7 @@ class Uses:
         with the pictures done and those of them that failed.
         ``size``, ``outputs``: as in :meth:`run`.
 
-        At most ``6 * workers * batch`` pictures are under way, so memory does not grow with their number. Whoever stops
+        At most ``4 * workers * batch`` pictures are under way, so memory does not grow with their number. Whoever stops
         before the end closes the iterator (``close()``, or by leaving it to the garbage collector): the workers then
         end with the picture at hand. An error of ``pictures`` itself is raised after the results of those before it.
         Raises TypeError and ValueError for wrong arguments, at once.
