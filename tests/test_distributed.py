@@ -221,7 +221,8 @@ def test_command_with_ray(folder: Path, run_python: Python, tmp_path: Path) -> N
     common = ["classify", "photos", "--model", "net.fmn", "--top", "3"]
     for name in ("one.parquet", "one.csv"):
         done = run_python("-m", "fastmobilenet", *common, "--out", str(tmp_path / name), cwd=folder)
-        assert done.returncode == 1, done.stderr  # two are no pictures
+        assert done.returncode == 1, done.stderr
+        assert "2 of 150 failed" in done.stderr, done.stderr  # two are no pictures
     text = (tmp_path / "one.csv").read_text()
     (tmp_path / "ray.csv").write_text("".join(text.splitlines(keepends=True)[:60]))
     code = (
