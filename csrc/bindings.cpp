@@ -9,6 +9,7 @@
 #include "bindings.h"
 #include "runtime/dispatch.h"
 #include "runtime/program.h"
+#include "runtime/strassen.h"
 #include "runtime/winograd.h"
 
 namespace py = pybind11;
@@ -196,7 +197,20 @@ PYBIND11_MODULE(_native, m) {
   py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(m, "PackedWeights")
       .def_readonly("oc", &PackedWeights::oc)
       .def_readonly("ic", &PackedWeights::ic)
-      .def("unpack", &unpack, "(weight (oc, kh, kw, ic), bias (oc,)), new arrays.");
+      .def_readonly("panel_blocks", &PackedWeights::panel_blocks)
+      .def_property_readonly("whole_panels", &PackedWeights::whole_panels)
+      .def("unpack", &unpack, "(weight (oc, kh, kw, ic), bias (oc,)), new arrays.")
+      .def(
+          "norms",
+          [](const PackedWeights& p) {
+            const WeightNorms n = weight_norms(p);
+            const auto array = [](const std::vector<double>& v) {
+              return py::array_t<double>(static_cast<py::ssize_t>(v.size()), v.data());
+            };
+            const FloatArray bias(p.oc, p.bias);
+            return py::make_tuple(array(n.out), array(n.in), bias);
+          },
+          "Root of the sum of squares of the weights of each output channel, and of each input channel; the bias.");
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
@@ -222,6 +236,11 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Arenas, std::shared_ptr<Arenas>>(m, "Arenas", "Memory for the tensors of runs, shared by Programs.")
       .def(py::init<>())
       .def_property_readonly("nbytes", &Arenas::bytes, "What lies idle, in bytes.");
+  py::class_<StrassenWeights, std::shared_ptr<StrassenWeights>>(m, "StrassenWeights")
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, int levels, int groups) {
+             return std::const_pointer_cast<StrassenWeights>(strassen_weights(weights, levels, groups));
+           }),
+           py::arg("weights"), py::arg("levels"), py::arg("groups"));
   py::class_<Program> program(m, "Program");
   program
       .def(py::init([](const std::string& isa, ptrdiff_t floats, std::shared_ptr<Arenas> arenas) {
@@ -253,6 +272,15 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"), py::arg("weights"),
           py::arg("chunk"))
+      .def(
+          "strassen",
+          [](Program& p, const std::string& name, int src, int dst, int add,
+             const std::shared_ptr<StrassenWeights>& weights, const Act& act, int rows) {
+            p.append(make_strassen(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add),
+                                   {weights, act, rows}));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"),
+          py::arg("rows"))
       .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
            py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
       .def(

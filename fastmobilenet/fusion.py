@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .caches import Caches
-from .graph import Graph, Node, Shape, is_depthwise, kernel_size
+from .graph import Graph, Node, Shape, count_macs, is_depthwise, kernel_size
+from .strassen import Split
 
 BLOCK = 16
 FLOAT = 4
+
+#: The part of its time that a strip gains over nodes that run alone, where both were measured (Zen 4, 7 to 56 px).
+STRIP_GAIN = 0.027
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,11 @@ class Step:
         return " + ".join(n.name for n in self.nodes)
 
 
-def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> list[Step]:
-    """The steps of the graph in an order that respects its edges."""
+def plan_steps(
+    graph: Graph, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split] | None = None
+) -> list[Step]:
+    """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
+    makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`)."""
     readers = graph.consumers()
 
     def only_reader(node: Node) -> Node | None:
@@ -68,6 +75,8 @@ def plan_steps(graph: Graph, shapes: Mapping[str, Shape], caches: Caches) -> lis
         if project is not None and feeds_depthwise(project):
             project = None  # MobileNetV1: it belongs to the next depthwise convolution
         step = choose(expand, node, project, shapes, caches)
+        if len(step.nodes) > 1 and _better_alone(step, shapes, caches, splits or {}):
+            step = make(None, node, None, 1)
         taken.update(n.name for n in step.nodes)
         steps[step.output] = step
     if any("quant" in node.attrs for node in graph.nodes):
@@ -131,6 +140,16 @@ def choose(
 
 def _weight_bytes(node: Node) -> int:
     return node.params["weight"].size * FLOAT
+
+
+def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split]) -> bool:
+    """Whether Strassen's product saves more than the strip gains. Never where the map between is larger than the cache:
+    one more tensor of that size makes the steps before it slower too."""
+    assert step.depthwise is not None
+    _, h, w, c = shapes[step.depthwise.inputs[0]]
+    macs = {n.name: count_macs(n, shapes) for n in step.nodes}
+    saved = sum(splits[name].saving * n for name, n in macs.items() if name in splits)
+    return h * w * c * FLOAT < caches.l2 and saved > STRIP_GAIN * sum(macs.values())
 
 
 def make(expand: Node | None, depthwise: Node, project: Node | None, rows: int) -> Step:

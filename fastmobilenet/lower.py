@@ -17,6 +17,7 @@ from .layout import Arena, Layout, plan_arena
 from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
 from .precision import of_graph
+from .strassen import Split, choose_splits, enabled
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -62,6 +63,10 @@ class Engine:
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
         self._store = store
         self._graph: Graph = without_data(graph)
+        self._strassen = enabled()
+        # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
+        self._strassen_weights: dict[tuple[_native.PackedWeights, int, int], _native.StrassenWeights]
+        self._strassen_weights = {} if base is None else base._strassen_weights
         self._plans: dict[tuple[int, int], _native.Program] = {}
 
     @property
@@ -148,7 +153,8 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        steps = plan_steps(graph, shapes, caches())
+        splits = choose_splits(graph, shapes, self._weights, caches()) if self._strassen else {}
+        steps = plan_steps(graph, shapes, caches(), splits)
         arena = plan_arena(graph, shapes, steps)
         program = _native.Program(self.isa, arena.floats, self._arenas)
         ids = {}
@@ -168,7 +174,7 @@ class Engine:
             elif step.depthwise is not None:
                 self._emit_strip(program, step, ids, shapes, arena.layouts)
             else:
-                self._emit(program, step.nodes[0], ids, shapes, arena)
+                self._emit(program, step.nodes[0], ids, shapes, arena, splits.get(step.output))
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -179,6 +185,7 @@ class Engine:
         ids: dict[str, int],
         shapes: dict[str, Shape],
         arena: Arena,
+        split: Split | None,
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
@@ -195,10 +202,13 @@ class Engine:
         elif node.op == "conv2d":
             add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
             spec = self._spec(node, shapes)
-            image = arena.layouts[node.inputs[0]].image
-            tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], image, caches())
+            layout = arena.layouts[node.inputs[0]]
+            tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], layout.image, caches())
             if tiles:
                 program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
+            elif split is not None and layout.pad_left + layout.pad_right == 0 and not layout.image:
+                factors = self._strassen_factors(node.name, split)
+                program.strassen(node.name, src, dst, add, factors, act, split.rows)
             else:
                 program.conv(node.name, src, dst, add, spec)
         elif node.op == "add":
@@ -223,6 +233,12 @@ class Engine:
             program.rows(node.name, [ids[s] for s in node.inputs], dst, list(node.attrs["columns"]))
         else:
             raise ModelError(f"node {node.name!r}: op {node.op!r} has no kernel")
+
+    def _strassen_factors(self, name: str, split: Split) -> _native.StrassenWeights:
+        key = self._weights[name], split.levels, split.groups
+        if key not in self._strassen_weights:
+            self._strassen_weights[key] = _native.StrassenWeights(*key)
+        return self._strassen_weights[key]
 
     def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:
         """(mean, std) of pixels, the same of floats, and whether the channels of pixels are reversed afterwards."""

@@ -13,7 +13,9 @@ without the padding of the memory layout, so that no step can need less:
 
 Maps count as staying in the caches if the input and the output of the step fit into those of all threads together;
 weights, if the weights of the whole network do so beside its largest maps. A step may take less than its bound where
-an earlier one has fetched its weights.
+an earlier one has fetched its weights, and where it has less multiplications to do than MACs are counted: those of a
+1x1 convolution by Strassen's product (``/strassen1`` and ``/strassen2`` in the name of its kernel: 7/8 and 49/64 of
+them) or of a 3x3 one in Winograd's form. Its share of the peak may then be above 1.
 """
 
 from __future__ import annotations

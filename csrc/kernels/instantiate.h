@@ -7,6 +7,7 @@
 #include "kernels/gather.h"
 #include "kernels/gemm.h"
 #include "kernels/pool.h"
+#include "kernels/strassen.h"
 #include "kernels/winograd.h"
 
 #define FMN_T(MR, NB, XS) \
@@ -63,6 +64,8 @@
                              add,                                            \
                              mul,                                            \
                              gather,                                         \
+                             strassen_sums,                                  \
+                             strassen_last,                                  \
                              normalize<uint8_t>,                             \
                              normalize<float>,                               \
                              interleave3,                                    \

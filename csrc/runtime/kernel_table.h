@@ -146,6 +146,21 @@ struct WinogradOutputArgs {
   Act act;
 };
 
+// The sums of kernels/strassen.h, of n floats each, a multiple of 16.
+struct StrassenSumsArgs {
+  const float *a11, *a12, *a21, *a22;
+  float *s1, *s2, *s3, *s4;
+  ptrdiff_t n;
+};
+
+// c[i] = act(w[i] + y[i]), x[i] = w[i] + x2[i], of n floats, a multiple of 16. x may be y. act is clamp or hard_swish.
+struct StrassenLastArgs {
+  const float *w, *y, *x2;
+  float *c, *x;
+  ptrdiff_t n;
+  Act act;
+};
+
 using GemmFn = void (*)(const GemmArgs&);
 using DwFn = void (*)(const DwArgs&);
 
@@ -178,6 +193,8 @@ struct KernelTable {
   void (*add)(const EltArgs&);
   void (*mul)(const EltArgs&);
   void (*gather)(const GatherArgs&);
+  void (*strassen_sums)(const StrassenSumsArgs&);
+  void (*strassen_last)(const StrassenLastArgs&);
   // dst[i] = (src[i] - mean[i % NORMALIZE_PERIOD]) / std[i % NORMALIZE_PERIOD]
   void (*normalize_u8)(const uint8_t* src, float* dst, ptrdiff_t n, const float* mean, const float* std);
   void (*normalize_f32)(const float* src, float* dst, ptrdiff_t n, const float* mean, const float* std);  // or in place

@@ -173,6 +173,18 @@ OpPtr make_input(const KernelTable& table, const Tensor& dst, const Normalizatio
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
                 const ConvSpec& spec);
 
+struct StrassenWeights;
+
+// A 1x1 convolution of a map without padding, by Strassen's product (strassen.h).
+struct StrassenSpec {
+  std::shared_ptr<const StrassenWeights> weights;
+  Act act;
+  int rows;  // of the map that are multiplied at a time
+};
+
+OpPtr make_strassen(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
+                    const Tensor* add, const StrassenSpec& spec);
+
 // A depthwise convolution with, perhaps, a dense convolution before it and a 1x1 convolution after it, done together.
 struct StripSpec {
   Tensor mid;              // what the depthwise convolution reads; its offset is not used. Without expand: the source

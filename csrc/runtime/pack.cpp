@@ -1,6 +1,7 @@
 #include "runtime/pack.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/kernel_table.h"
 
@@ -85,6 +86,26 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
   packed->weight = w;
   packed->bias = b;
   return packed;
+}
+
+WeightNorms weight_norms(const PackedWeights& packed) {
+  WeightNorms n{std::vector<double>(static_cast<size_t>(packed.blocks() * BLOCK)),
+                std::vector<double>(static_cast<size_t>(packed.ic))};
+  for_lanes(packed, [&](ptrdiff_t at, int row, int lanes, int, int ic) {
+    const float* w = packed.weight + at;
+    double sum = 0;
+    for (int lane = 0; lane < lanes; ++lane) {
+      const double square = double{w[lane]} * w[lane];
+      n.out[static_cast<size_t>(row + lane)] += square;
+      sum += square;
+    }
+    n.in[static_cast<size_t>(ic)] += sum;
+  });
+  n.out.resize(static_cast<size_t>(packed.oc));
+  for (std::vector<double>* list : {&n.out, &n.in}) {
+    for (double& v : *list) v = std::sqrt(v);
+  }
+  return n;
 }
 
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias) {

@@ -31,6 +31,11 @@ struct PackedWeights {
   int panel_blocks = 1;  // of the widest panel
 
   int blocks() const { return (oc + 15) / 16; }
+  int whole_panels() const {  // as wide as the widest may be; they come first
+    int n = 0;
+    for (const Panel& p : panels) n += p.nb == panel_blocks && !p.half ? 1 : 0;
+    return n;
+  }
   bool has_half() const { return !panels.empty() && panels.back().half; }
   const float* panel(const Panel& p) const { return weight + p.offset; }
   ptrdiff_t k(const Panel& p) const { return ptrdiff_t{kh} * kw * (p.ic_end - p.ic_begin); }
@@ -51,6 +56,13 @@ struct WeightShape {
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
                                                   const float* bias, const WeightShape& shape, bool depthwise,
                                                   PanelWidths widths);
+
+// Of the weights of every output channel, and of every input channel (of a depthwise convolution and of groups: of each
+// channel of a group): the square root of the sum of their squares. The bias is not among them.
+struct WeightNorms {
+  std::vector<double> out, in;
+};
+WeightNorms weight_norms(const PackedWeights& packed);
 
 // The inverse: weight and bias as they were given to pack_weights.
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias);
