@@ -62,8 +62,9 @@ class BinaryU8Op final : public Op {
   void run(const Frame& frame, Team& team) const override {
     const bool joined = dense(a_) && dense(dst_) && (one_pixel_ || dense(b_));
     byte_runs(frame, dst_, team, joined, [&](int block, int y, uint8_t* dst, ptrdiff_t pixels) {
-      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_,
-            a_.zero, b_.zero, factors_.ma, factors_.mb, factors_.shift, factor_, dst, pixels, requant_});
+      run_({frame.bytes() + a_.at(block, y, 0), frame.bytes() + b_.at(block, one_pixel_ ? 0 : y, 0), one_pixel_, za_,
+            zb_, factors_.ma, factors_.mb, factors_.shift, factor_, dst, pixels, requant_, floats_.ra, floats_.rb,
+            floats_.rest});
     });
   }
 
