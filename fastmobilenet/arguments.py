@@ -162,14 +162,3 @@ def float_batch(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], bool]:
     came with a batch axis. Copied only where it has to be."""
     batched = x.ndim == 4
     return np.require(x if batched else x[None], np.float32, ["C", "A"]), batched
-
-
-def explain_architecture(path: str) -> None:
-    """ModelError for a name that is no file because it is an architecture."""
-    from . import models
-
-    if path in models.available():
-        raise ModelError(
-            f"{path} is an architecture, and its weights come from a file: Model.load(FILE, arch={path!r}); "
-            f"with random weights: Model.from_graph(fastmobilenet.models.build({path!r}))"
-        ) from None

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .classify import collect, explain
-from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, report
+from .classify import collect
+from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, report, why
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def detect(model: Model, path: str, score: float, top: int | None) -> Any:
         pixels = image.decode(path)
         return pixels, model.detect(pixels, score, top=top)
     except (OSError, ValueError, TypeError, MemoryError) as error:
-        return explain(error, path)
+        return why(error, path)
 
 
 def lines(heading: str | None, detections: list[Detection]) -> list[str]:
