@@ -18,12 +18,12 @@ inline __attribute__((always_inline)) void byte_pixels(uint8_t* dst, const Requa
   r.template store_rounded<M, VECS>(out, 0, dst);
 }
 
-template <class F>
+template <int M = 4, class F>
 inline __attribute__((always_inline)) void for_pixels(const EltU8Args& e, const Requantizer& r, F f) {
   const ptrdiff_t b_step = e.b_is_one_pixel ? 0 : BLOCK;
   ptrdiff_t p = 0;
-  for (; p + 4 <= e.pixels; p += 4) {
-    byte_pixels<4>(e.dst + p * BLOCK, r, [&](int i, int v) {
+  for (; p + M <= e.pixels; p += M) {
+    byte_pixels<M>(e.dst + p * BLOCK, r, [&](int i, int v) {
       return f(e.a + (p + i) * BLOCK + v * LANES, e.b + (p + i) * b_step + v * LANES);
     });
   }
@@ -76,7 +76,8 @@ void add_floats_u8(const EltU8Args& e) {
   const Requantizer r(e.requant);
   const VecI za = set1_i32(e.za), zb = set1_i32(e.zb);
   const VecF ra = set1_f32(e.ra), rb = set1_f32(e.rb), rest = set1_f32(e.rest);
-  for_pixels(e, r, [&](const uint8_t* a, const uint8_t* b) {
+  // Five constants besides those of r: with 16 registers there is room for two pixels.
+  for_pixels<VECS == 1 ? 4 : 2>(e, r, [&](const uint8_t* a, const uint8_t* b) {
     const VecF first = fma_f32(to_float(sub_i32(load_u8(b), zb)), rb, rest);
     return rounded(fma_f32(to_float(sub_i32(load_u8(a), za)), ra, first));
   });
