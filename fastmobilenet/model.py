@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
@@ -85,7 +86,7 @@ class Model(Uses, Quantizing, Detecting):
     @classmethod
     def load(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | None = None,
         *,
         precision: str | None = None,
         threads: int | None = None,
@@ -100,6 +101,7 @@ class Model(Uses, Quantizing, Detecting):
         a short name of one, "mobilenet_v2" (``fastmobilenet.hub.ALIASES``). It is fetched with huggingface_hub, which
         must be installed, once, and is then found in its cache, without a network too. "hf-hub:" before the name says
         that it is no path.
+        Without one: the starter model that comes with the package, for photographs of ten classes (starter.py).
         ``precision``: None takes what the file holds: a quantised .tflite file runs on bytes, as it is; "fp32" has its
         weights dequantised, and computes in float32. "int8" refuses a file that is not quantised (:meth:`quantize`
         makes such a model).
@@ -117,6 +119,8 @@ class Model(Uses, Quantizing, Detecting):
         arguments.check_precision(precision)
         arguments.check_threads(threads)
         arguments.check_preprocess(preprocess)
+        if source is None:
+            source = import_module(".starter", __package__).used()
         if not isinstance(source, (str, os.PathLike)):
             raise TypeError(f"source must be the path of a model file, not {type(source).__name__}")
         from . import importers, sources  # imported here: a program that makes its own Graph needs neither

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -51,6 +52,15 @@ def test_a_file_with_its_own_network(tflite_file: str, tmp_path: Path, capsys: p
         after.preprocess,
         after.graph.input_layout,
     )
+
+
+def test_json(tflite_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "net.fmn"
+    assert main(["convert", tflite_file, str(target), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["read"] == {"file": tflite_file, "bytes": Path(tflite_file).stat().st_size}
+    assert found["written"] == {"file": str(target), "bytes": target.stat().st_size}
+    assert found["model"] == Model.load(target).name
 
 
 def test_weights_with_arch_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

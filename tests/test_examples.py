@@ -56,3 +56,49 @@ def test_transfer_learning(small_graph: Graph, tmp_path: Path, capsys: pytest.Ca
     np.savez(tmp_path / "wrong.npz", pictures=x)
     with pytest.raises(SystemExit, match="has the arrays pictures; expected images and labels"):
         program["main"]([files[0], str(tmp_path / "wrong.npz"), files[2]])
+
+
+def run(name: str, *arguments: str) -> int:
+    program = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    status: int = program["main"](list(arguments))
+    return status
+
+
+def test_classify(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(ROOT / "examples" / f"{name}.jpg") for name in ("cat", "dog", "bird")]
+    assert run("classify", *files) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in shown] == [[f"{file}:", Path(file).stem] for file in files]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A clip of one second of a cat and one of a dog, ten frames each."""
+    av = pytest.importorskip("av", reason="videos are read with PyAV")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 128, "yuv420p", 2_000_000
+        for name in ("cat", "dog"):
+            picture = Image.open(ROOT / "examples" / f"{name}.jpg").convert("RGB").resize((128, 128))
+            for _ in range(10):
+                container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return path
+
+
+def test_video(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("video", str(clip), "--smooth", "0.5") == 0
+    *seen, last = capsys.readouterr().out.splitlines()
+    assert re.match(r"20 frames, [0-9.]+ ms each", last)
+    labels = [line.split()[2] for line in seen]
+    times = [float(line.split()[0]) for line in seen]
+    assert labels[0] == "cat"
+    assert labels[-1] == "dog"
+    assert times[0] == 0
+    assert 1.0 <= times[-1] < 1.8
+
+
+def test_video_looks_at_every_nth_frame(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("video", str(clip), "--every", "5") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 frames,")

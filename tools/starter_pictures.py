@@ -54,10 +54,10 @@ def resampling(begin: Tensor, length: Tensor, sharp: Tensor, source: int, size: 
     return weight / weight.sum(2, keepdim=True)
 
 
-def augment(pixels: Tensor, size: int, rng: torch.Generator, strength: float = 1.0) -> Tensor:
-    """uint8 (n, 3, h, w) -> normalised (n, 3, size, size): random colours, crop, sharpness and flip.
+def augment(pixels: Tensor, size: int, rng: torch.Generator, strength: float, flip: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> normalised (n, 3, size, size): random colours, crop and sharpness; ``flip`` (n,) mirrors.
 
-    At ``strength`` 1 a crop has 40 to 100 % of the area, and colours change by up to 40 %; at 0, only flips are left.
+    At ``strength`` 1 a crop has 40 to 100 % of the area, and colours change by up to 40 %; at 0, all is left as it is.
     """
     n, _, h, w = pixels.shape
 
@@ -82,7 +82,6 @@ def augment(pixels: Tensor, size: int, rng: torch.Generator, strength: float = 1
     aspect = (uniform(math.log(3 / 4), math.log(4 / 3)) * strength / 2).exp()
     width, height = (scale * aspect).clamp(max=1) * w, (scale / aspect).clamp(max=1) * h
     left, top = uniform(0, 1) * (w - width), uniform(0, 1) * (h - height)
-    flip = torch.rand(n, generator=rng) < 0.5
     left, width = torch.where(flip, left + width, left), torch.where(flip, -width, width)
     sharp = uniform(-1, 1).clamp(min=0) * strength
     columns = resampling(left, width, sharp, w, size)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from . import bench, classify, convert, detect, info, profile, quantize, verify
+from . import bench, classify, convert, detect, evaluate, info, profile, quantize, verify
 from .terminal import CommandError, drop_output, fail, replace_closed_streams, report, tell
 
 if TYPE_CHECKING:
@@ -20,6 +20,15 @@ BROKEN_PIPE = 128 + 13
 
 DESCRIPTION = """Run MobileNets on the CPU: classify pictures, find objects in them; look into, convert, quantise,
 verify and measure models."""
+
+EXAMPLES = """\
+examples:
+  fastmobilenet classify cat.jpg                              with the starter model, which knows ten classes
+  fastmobilenet classify photos/ --model mobilenet_v2.onnx    any model file, and folders
+  fastmobilenet evaluate --data photos/                       how often is it right?
+  fastmobilenet bench                                         how fast is it here?
+  fastmobilenet COMMAND --help                                more examples, and what is printed
+"""
 
 EPILOG = """\
 exit status:
@@ -60,12 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fastmobilenet",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=f"{EXAMPLES}\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (classify, detect, info, convert, quantize, verify, bench, profile):
+    for module in (classify, detect, evaluate, info, convert, quantize, verify, bench, profile):
         module.add_parser(commands)
     return parser
 

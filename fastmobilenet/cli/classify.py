@@ -10,13 +10,26 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..folders import SUFFIXES, pictures
-from .terminal import CommandError, Progress, add_arch_option, check_trained, positive, printable, reason, report, why
+from .terminal import (
+    CommandError,
+    Progress,
+    add_arch_option,
+    add_model_option,
+    check_trained,
+    load_model,
+    positive,
+    printable,
+    reason,
+    report,
+    why,
+)
 
 if TYPE_CHECKING:
     from ..model import Model, Prediction
 
 EPILOG = """\
 examples:
+  fastmobilenet classify cat.jpg
   fastmobilenet classify cat.jpg --model mobilenet_v2_1.0_224_quant.tflite
   fastmobilenet classify holiday/ --model mobilenet_v2.onnx --top 1
   fastmobilenet classify cat.jpg --model timm/mobilenetv3_large_100.ra_in1k --labels imagenet_labels.txt
@@ -50,9 +63,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
-    parser.add_argument(
-        "--model", required=True, metavar="FILE", help="a model file of any kind, or a network of the hub: timm/NAME"
-    )
+    add_model_option(parser)
     add_arch_option(parser)
     parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes a picture (default: 5)")
@@ -76,16 +87,15 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..model import Model
-
-    check_trained(args.model, "classify")
+    if args.model is not None:
+        check_trained(args.model, "classify")
     if args.out is not None and args.json:
         raise CommandError("--json prints, and --out writes to a file: use one of them (--out FILE.jsonl)")
     if args.workers is not None and args.out is None:
         raise CommandError("--workers is for --out; --threads says how many threads a picture takes")
     if args.engine != "local" and args.out is None:
         raise CommandError(f"--engine {args.engine} is for --out FILE")
-    model = Model.load(args.model, arch=args.arch, labels=args.labels, threads=args.threads)
+    model = load_model(args)
     paths, problems = collect(args.images)
     for problem in problems:
         report(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("target", metavar="OUT", help="the file to write; its name ends in .fmn")
     add_arch_option(parser)
     parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -58,8 +60,19 @@ def run(args: argparse.Namespace) -> int:
     before = sources.size(args.source, model._origin)
     model.save(args.target)
     if to_file:  # a pipe may be standard output, which has the file now
-        print("\n".join(lines(args, model, before)))
+        print(json.dumps(facts(args, model, before)) if args.json else "\n".join(lines(args, model, before)))
     return 0
+
+
+def facts(args: argparse.Namespace, model: Model, before: int) -> dict[str, Any]:
+    """What is shown, as plain data."""
+    return {
+        "model": model.name,
+        "input_size": list(model.input_size),
+        "labels": None if model.labels is None else len(model.labels),
+        "read": {"file": args.source, "bytes": before},
+        "written": {"file": args.target, "bytes": os.path.getsize(args.target)},
+    }
 
 
 def _is_special(path: str) -> bool:

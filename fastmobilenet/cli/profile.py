@@ -11,6 +11,7 @@ DEFAULT_RUNS = 20
 
 EPILOG = """\
 examples:
+  fastmobilenet profile cat.jpg
   fastmobilenet profile cat.jpg --model mobilenet_v2_1.0_224_quant.tflite
   fastmobilenet profile cat.jpg --model mobilenet_v1 --threads 1 --html profile.html
   fastmobilenet profile cat.jpg --model weights.safetensors --arch mobilenet_v2 --json
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture")
-    parser.add_argument("--model", required=True, metavar="FILE|NAME", help="model file or architecture")
+    parser.add_argument("--model", metavar="FILE|NAME", help="model file or architecture (default: the starter model)")
     add_arch_option(parser)
     parser.add_argument("--size", type=picture_size, metavar="HxW", help="picture size (default: the model's own)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads (default: the cores it may use)")
@@ -52,9 +53,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .. import starter
     from ..model import Model
 
-    graph, _ = load_graph(args.model, args.arch)
+    graph, _ = load_graph(starter.path() if args.model is None else args.model, args.arch)
     model = Model.from_graph(graph, threads=args.threads, labels=())  # nothing is named here
     profile = model.profile(args.image, size=args.size, runs=args.runs)
     if args.html is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ..graph import Graph
+    from ..model import Model
 
 
 class CommandError(Exception):
@@ -147,6 +148,30 @@ def picture_size(text: str) -> tuple[int, int]:
 
 def add_arch_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="NAME", help="architecture, for a file that holds weights only")
+
+
+def add_model_option(parser: argparse.ArgumentParser, what: str = "FILE") -> None:
+    parser.add_argument(
+        "--model",
+        metavar=what,
+        help="model file of any kind, or timm/NAME of the hub (default: the starter model: ten classes)",
+    )
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that --model, --arch and --labels name; without them the starter model, and a line that says so."""
+    from .. import starter
+    from ..model import Model
+
+    keys = ("arch", "labels", "threads", "precision")
+    options = {key: getattr(args, key) for key in keys if hasattr(args, key)}
+    if args.model is not None:
+        return Model.load(args.model, **options)
+    if getattr(args, "arch", None) is not None:
+        raise CommandError("--arch is for a file that holds weights only: give that with --model")
+    report(starter.notice("--model FILE"))
+    args.model = starter.path()
+    return Model.load(args.model, **options)
 
 
 def check_trained(source: str, command: str) -> None:
