@@ -170,22 +170,38 @@ def _range(known: Range | None) -> str:
     return "" if known is None else f"{known[0]:.5g} to {known[1]:.5g}"
 
 
+#: The beginning of a name -> the series that it is drawn with; of what is in none the name alone is.
+_FAMILIES = {
+    "mobilenet_v3": "MobileNet V3", "tf_mobilenetv3": "MobileNet V3", "mobilenetv4": "MobileNet V4",
+    "mnasnet": "MnasNet", "semnasnet": "MnasNet", "efficientnet_lite": "EfficientNet-Lite",
+    "squeezenet": "SqueezeNet", "shufflenet_v1": "ShuffleNet V1", "shufflenet_v2": "ShuffleNet V2",
+}  # fmt: skip
+
+
+def _series(member: Member) -> str:
+    return next((name for start, name in _FAMILIES.items() if member.arch.startswith(start)), member.name)
+
+
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Time against MACs, both logarithmic; the resolutions of one width are joined by a line."""
+    """Time against MACs, both logarithmic; the resolutions of one width of V1 and V2 are joined by a line."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    plot = Figure(figsize=(9, 6), layout="constrained")
+    plot = Figure(figsize=(11, 6), layout="constrained")
     axes = plot.subplots()
     series: dict[str, list[Row]] = {}
     for row in rows:
-        series.setdefault(row.member.name, []).append(row)
-    for name, members in series.items():
-        marker = {"mobilenet_v1": "o", "mobilenet_v2": "s"}.get(members[0].member.arch, "^")
-        axes.plot([r.macs for r in members], [r.ms or np.nan for r in members], marker=marker, label=name)
+        series.setdefault(_series(row.member), []).append(row)
+    colours = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for i, (name, members) in enumerate(series.items()):
+        joined = {"mobilenet_v1": "o", "mobilenet_v2": "s"}.get(members[0].member.arch)
+        style = {"marker": joined, "linestyle": "-"} if joined else {"marker": "^", "linestyle": ""}
+        times = [r.ms or np.nan for r in members]
+        axes.plot([r.macs for r in members], times, color=colours[i % len(colours)], label=name, **style)
     axes.set(xscale="log", yscale="log", xlabel="million MACs", ylabel="ms a picture", title="Time against MACs")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, ncols=2)
-    plot.savefig(path, dpi=120)
+    plot.legend(loc="outside right upper", fontsize=8)
+    plot.savefig(path, dpi=100)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ ways go round and round over all pictures, and the best round of each counts:
     peer     a loop of Image.open, exif_transpose, convert, resize, crop, normalise, and ONNX Runtime with
              THREADS threads
 
-ONNX Runtime gets the network in float32, with the weights dequantised where they are quantised. The exit status is 1
-where the classes of a network in float32 differ from the peer's.
+ONNX Runtime gets the network in float32, with the weights dequantised where they are quantised. An .fmn file has its
+sums fused into convolutions, which cannot be written for it: give the file it was made from. The exit status is 1 where
+the classes of a network in float32 differ from the peer's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastmobilenet import Model, importers
-from fastmobilenet.image import _resized
+from fastmobilenet.image import resized
 
 from . import machine
 from .networks import deployed
@@ -55,7 +56,7 @@ def peer(path: str, threads: int) -> Callable[[Sequence[str]], list[int]]:
         for path in paths:
             with Image.open(path) as image:
                 picture = ImageOps.exif_transpose(image).convert("RGB")
-            h, w = _resized(picture.height, picture.width, *size, p)
+            h, w = resized(picture.height, picture.width, *size, p)
             picture = picture.resize((w, h), FILTERS[p.interpolation])
             left, top = round((w - size[1]) / 2), round((h - size[0]) / 2)
             picture = picture.crop((left, top, left + size[1], top + size[0]))
