@@ -208,7 +208,6 @@ def test_progress_goes_to_a_terminal_only(
         [],
         ["nothing"],
         ["classify"],
-        ["classify", "a.jpg"],
         ["classify", "--model", "m.tflite"],
         ["classify", "a.jpg", "--model", "m.tflite", "--top", "0"],
         ["classify", "a.jpg", "--model", "m.tflite", "--threads", "none"],
@@ -218,7 +217,9 @@ def test_progress_goes_to_a_terminal_only(
         ["info", "m.tflite", "--size", "large"],
         ["bench", "--seconds", "-1"],
         ["bench", "--seconds", "nan"],
-        ["profile", "a.png"],
+        ["evaluate"],
+        ["evaluate", "--data", "x.npz", "--count", "0"],
+        ["profile"],
         ["profile", "a.png", "--model", "m.tflite", "--runs", "2.5"],
     ],
 )

@@ -266,7 +266,7 @@ def test_command_errors_are_one_line(
 
 @pytest.mark.parametrize(
     "command",
-    [["profile", "a.png"], ["profile", "--model", "m"], ["profile", "a.png", "--model", "m", "--runs", "0"]],
+    [["profile", "--model", "m"], ["profile", "a.png", "--model", "m", "--runs", "0"]],
 )
 def test_wrong_usage(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
