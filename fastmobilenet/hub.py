@@ -244,7 +244,8 @@ def _fetch(name: Name, file: str) -> str:
         if not isinstance(known, str):
             # Asked for here, because the call below asks again and again for a minute before it gives up.
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name.repository, file, revision=revision))
-        return huggingface_hub.hf_hub_download(name.repository, file, revision=revision)
+        found: str = huggingface_hub.hf_hub_download(name.repository, file, revision=revision)
+        return found
     except errors.GatedRepoError:
         why = f"its owner has to let you in: see {_address(name)}, and log in (hf auth login, or HF_TOKEN)"
     except errors.RepositoryNotFoundError:

@@ -7,6 +7,9 @@ size, larger by their ratio where they are not. :meth:`_Scales.mixing` estimates
 ``MOST_MIXING`` are left as they are: the plain sum is off by about 1e-6 of the largest value, so that eight times that
 is far from 1e-4. For a NaN there is NaN, as ever; where there is an infinity, NaN or infinity, in the pixels that are
 mixed with it too.
+
+A layer that computes the scores of a classifier is left alone as well: classes whose weights are equal must get equal
+scores, and a product that halves the channels rounds the two halves differently.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from .graph import Graph, Node, Shape, is_depthwise, kernel_size
 
 BLOCK = 16
 FLOAT = 4
+_POOLS_AND_FUNCTIONS = ("activation", "softmax", "global_avg_pool", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d")
 MAX_LEVELS = 2
 
 #: A layer is halved if that saves this part of its time at least, and if its channels mix less than that.
@@ -59,7 +63,7 @@ def choose_splits(
     scales = _Scales(graph, weights)
     splits = {}
     for node in graph.nodes:
-        if node.name not in weights or not _is_pointwise(node):
+        if node.name not in weights or not _is_pointwise(node) or _makes_scores(graph, node):
             continue
         packed = weights[node.name]
         width = packed.panel_blocks * BLOCK
@@ -77,6 +81,16 @@ def _is_pointwise(node: Node) -> bool:
         and node.attrs["padding"] in ("same", (0, 0, 0, 0))
         and node.attrs.get("groups", 1) == 1
     )
+
+
+def _makes_scores(graph: Graph, node: Node) -> bool:
+    """Whether nothing but pools and functions stands between the node and the network's output."""
+    readers, name = graph.consumers(), node.name
+    while name != graph.output:
+        if len(readers[name]) != 1 or readers[name][0].op not in _POOLS_AND_FUNCTIONS:
+            return False
+        name = readers[name][0].name
+    return True
 
 
 def choose_split(source: Shape, oc: int, panels: int, width: int, caches: Caches) -> Split | None:

@@ -233,7 +233,7 @@ def test_dead_channels_do_not_matter() -> None:
         params = {"weight": weight.astype(np.float32)}
         x = b.add("conv2d", x, name=f"conv{i}", params=params, stride=(1, 1), padding="same", dilation=(1, 1), groups=1)
     graph = b.build(x, input_channels=512, input_layout="NHWC", input_size=(14, 14))
-    assert {"conv0", "conv1", "conv2"} <= set(splits(graph))
+    assert set(splits(graph)) == {"conv0", "conv1"}  # conv2 makes the output
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2"])
