@@ -17,21 +17,21 @@ RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- speed table: begin", "<!-- speed table: end"
 
 
-#: Results that are read as they are.
-PLAIN = ("cold start", "pauses", "shares")
+#: Results with a table; others are read as they are.
+KINDS = ("race", "layers", "arm_mca")
 
 
 def load(path: Path) -> dict:
     """A result document. Raises ValueError for a file that race.py, arm_mca.py or the layer benchmarks never wrote."""
     document = json.loads(path.read_text())
-    if not isinstance(document, dict) or document.get("kind") not in ("race", "layers", "arm_mca"):
+    if not isinstance(document, dict) or document.get("kind") not in KINDS:
         raise ValueError(f"{path}: not a result of bench.race, of bench/test_layers.py or of bench.arm_mca")
     return document
 
 
 def is_plain(path: Path) -> bool:
     document = json.loads(path.read_text())
-    return isinstance(document, dict) and document.get("kind") in PLAIN
+    return isinstance(document, dict) and document.get("kind") not in KINDS
 
 
 def write(path: Path, folder: Path) -> list[Path]:
