@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import fastmobilenet
 from bench import machine, networks
 from bench.peers.runners import OURS
 
@@ -157,13 +158,19 @@ def start(peer: str, folder: Path, threads: int) -> dict[str, Any]:
     """One process from its start to its end: steps and wall time in ms, resident memory in MB."""
     code = FRAME.format(body=CODE[peer])
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
-    environment["PYTHONPATH"] = str(machine.REPOSITORY)
+    # The package that this process has: the folder of the repository is one only where it was built in place.
+    package = Path(fastmobilenet.__file__).resolve().parent.parent
+    environment["PYTHONPATH"] = os.pathsep.join((str(package), str(machine.REPOSITORY)))
     # Compiled modules, as an installation has them.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(threads)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", code, str(folder), str(threads)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
     )
     wall = 1e3 * (time.perf_counter() - begin)
     if done.returncode != 0:
