@@ -23,6 +23,8 @@ built_here = any((ROOT / "fastmobilenet" / f"_native{suffix}").exists() for suff
 others = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 sys.path[:] = [str(ROOT), *others] if built_here else [*others, str(ROOT)]
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before the first test that imports Keras: it looks but once
+
 import fastmobilenet  # noqa: E402
 from fastmobilenet import importers  # noqa: E402
 from fastmobilenet.graph import RELU6, Graph, GraphBuilder  # noqa: E402

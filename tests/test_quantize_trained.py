@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,21 +34,22 @@ print(sum(int(fields[key].split()[0]) for key in ("RssAnon", "RssFile")))
 RESIDENT = 48
 
 
-def resident(path: Path) -> float:
-    result = subprocess.run(
-        [sys.executable, "-c", PROCESS, str(path)], capture_output=True, text=True, check=True, timeout=300
-    )
+def resident(path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> float:
+    result = run_python("-c", PROCESS, str(path), timeout=300)
+    assert result.returncode == 0, result.stderr
     return int(result.stdout) * 1024 / 1e6
 
 
-def test_size_and_memory_of_v2(test_data: Path, tmp_path: Path) -> None:
+def test_size_and_memory_of_v2(
+    test_data: Path, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     model = Model.load(test_data / "models" / V2, threads=1)
     path = tmp_path / "v2.fmn"
     model.save(path)
     assert path.stat().st_size <= 3.8e6
     if not Path("/proc/self/status").exists():
         pytest.skip("the memory of a process is read from /proc")
-    taken = resident(path)
+    taken = resident(path, run_python)
     print(f"\n{path.stat().st_size / 1e6:.2f} MB, {taken:.1f} MB resident")
     assert taken <= RESIDENT
 
