@@ -48,6 +48,8 @@ def main(folder: str) -> None:
     warnings.simplefilter("error")
     # Annotations are shown as they are written where they are made of names that only type checkers import.
     warnings.filterwarnings("ignore", "Error parsing type annotation")
+    # In the repository's folder, beside the installed package, which is the one that is documented.
+    warnings.filterwarnings("ignore", "'fastmobilenet' may refer to either")
     pdoc.render.configure(docformat="restructuredtext", footer_text=f"fastmobilenet {fastmobilenet.__version__}")
     pdoc.pdoc(*MODULES, output_directory=Path(folder))
 
