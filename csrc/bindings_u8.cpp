@@ -97,11 +97,11 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
       "u8_isa",
       [](const std::string& isa) {
         const U8Table& t = u8_table(isa);
-        return py::make_tuple(std::string(t.isa), t.panel_blocks, t.offset, t.needs_127);
+        return py::make_tuple(std::string(t.isa), t.panel_blocks, t.offset, t.needs_127, t.pairwise);
       },
       py::arg("isa") = "",
       "The quantised kernels that go with an ISA: (name, blocks of a panel, what they take off activations, whether "
-      "weights of -128 are wrong there).");
+      "weights of -128 are wrong there, whether it multiplies pairs).");
   m.def(
       "u8_peak_gops",
       [](const std::string& isa, double seconds) {
@@ -110,8 +110,9 @@ void bind_u8(py::module_& m, py::class_<Program>& program) {
         return u8_peak_gops(table, seconds);
       },
       py::arg("isa") = "", py::arg("seconds") = 0.05, "Multiply-add rate of bytes of one core in Gop/s, best burst.");
-  m.def("dw_words", &dw_words, py::arg("k"), py::arg("stride"), py::arg("kw"),
-        "Words of packed depthwise weights for a row of the window.");
+  m.def(
+      "dw_words", [](int k, int stride, int kw) { return dw_words(k, stride, kw, false); }, py::arg("k"),
+      py::arg("stride"), py::arg("kw"), "Words of packed depthwise weights for a row of the window.");
 
   py::class_<PackedU8, std::shared_ptr<PackedU8>>(m, "PackedU8");
   m.def("pack_u8", &pack, py::arg("store"), py::arg("isa"), py::arg("weight"), py::arg("bias"), py::arg("scale"),

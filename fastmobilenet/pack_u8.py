@@ -21,7 +21,7 @@ def pack(store: _native.WeightStore, node: Node, x: Quant, isa: str) -> tuple[_n
     Raises ModelError for scales with which a sum could leave the range of int32.
     """
     weight = centred_weights(node)
-    name, width, offset, needs_127 = _native.u8_isa(isa)
+    name, width, offset, needs_127, pairwise = _native.u8_isa(isa)
     oc, kh, kw, icg = weight.shape
     groups = node.attrs.get("groups", 1)
     total = weight.sum(axis=(1, 2, 3))
@@ -30,21 +30,27 @@ def pack(store: _native.WeightStore, node: Node, x: Quant, isa: str) -> tuple[_n
     largest = np.abs(weight).sum(axis=(1, 2, 3)) * 255 + np.abs(bias)
     if largest.max() >= LARGEST or (largest * factors).max() >= LARGEST:
         raise ModelError(f"node {node.name!r}: with its weights, bias and scales a sum may not fit into 32 bits")
+    k = _depthwise_kernel(node, kh, kw) if is_depthwise(node) else 0
+    in_pairs = pairwise and k > 0  # depthwise in 16 bits: nothing is taken off, and all weights fit
+    offset = 0 if in_pairs else offset
     # The kernels sum (x - offset) * w; what they should sum is (x - zero) * w.
     bias = bias - (x.zero - offset) * total
     blocks = -(-oc // BLOCK)
     biases, scales = np.zeros(blocks * BLOCK, np.int32), np.zeros(blocks * BLOCK, np.float32)
     biases[:oc], scales[:oc] = bias, factors
-    passes = _split(weight, -127 if needs_127 else -128)
+    only_127 = needs_127 and (is_depthwise(node) or not pairwise)
+    passes = [weight.astype(np.int16)] if in_pairs else _split(weight, -127 if only_127 else -128)
     if is_depthwise(node):
-        k = _depthwise_kernel(node, kh, kw)
-        words = _depthwise_words(passes, k, node.attrs["stride"][0], blocks)
+        if in_pairs:
+            words = _row_pairs(passes[0], blocks)
+        else:
+            words = _depthwise_words(passes, k, node.attrs["stride"][0], blocks)
         shape = (oc, kh, kw, oc)
         packed = _native.pack_u8(store, name, words, biases, scales, shape, True, len(passes), k, [])
         return packed, name
     if groups > 1:  # every output reads all channels, with zeros for those of other groups
         passes = [_ungrouped(w, groups) for w in passes]
-    words, panels = _panels(passes, width, blocks)
+    words, panels = _panels(passes, width, blocks, pairwise)
     shape = (oc, kh, kw, icg * groups)
     return _native.pack_u8(store, name, words, biases, scales, shape, False, 1, 0, panels), name
 
@@ -69,8 +75,11 @@ def _ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
     return whole
 
 
-def _panels(passes: list[np.ndarray], width: int, blocks: int) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
-    """Panels of [pass][k word][channels][4], and (first block, blocks, passes, offset) of each."""
+def _panels(
+    passes: list[np.ndarray], width: int, blocks: int, by_block: bool
+) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
+    """Panels of [pass][k word][channels][4], or [block][pass][k word][16][4], and (first block, blocks, passes, offset)
+    of each."""
     oc, kh, kw, ic = passes[0].shape
     words = -(-ic // 4)
     parts: list[np.ndarray] = []
@@ -80,13 +89,18 @@ def _panels(passes: list[np.ndarray], width: int, blocks: int) -> tuple[np.ndarr
         nb = min(width, blocks - block)
         rows = slice(block * BLOCK, min((block + nb) * BLOCK, oc))
         used = [w for i, w in enumerate(passes) if i == 0 or w[rows].any()]
+        panel = []
         for w in used:
             padded = np.zeros((nb * BLOCK, kh * kw, words * 4), np.int8)
             padded[: w[rows].shape[0], :, :ic] = w[rows].reshape(-1, kh * kw, ic)
             part = padded.reshape(nb * BLOCK, kh * kw * words, 4).swapaxes(0, 1)
-            parts.append(np.ascontiguousarray(part).ravel())
+            panel.append(part)
+        whole = np.stack(panel)
+        if by_block:
+            whole = whole.reshape(len(used), -1, nb, BLOCK, 4).transpose(2, 0, 1, 3, 4)
+        parts.append(np.ascontiguousarray(whole).ravel())
         panels.append((block, nb, len(used), offset))
-        offset += len(used) * parts[-1].size
+        offset += parts[-1].size
     return np.concatenate(parts), panels
 
 
@@ -95,6 +109,15 @@ def _depthwise_kernel(node: Node, kh: int, kw: int) -> int:
     stride, dilation = node.attrs["stride"], node.attrs.get("dilation", (1, 1))
     fits = kh == kw and kh in (3, 5) and stride in ((1, 1), (2, 2)) and dilation == (1, 1)
     return kh if fits else 0
+
+
+def _row_pairs(weight: np.ndarray, blocks: int) -> np.ndarray:
+    """[block][kx][pair of rows][16][2] of int16, as bytes; the last row of an odd number is paired with zeros."""
+    oc, kh, kw, _ = weight.shape
+    rows = np.zeros((blocks * BLOCK, kh + kh % 2, kw), np.int16)
+    rows[:oc, :kh] = weight[..., 0]
+    pairs = rows.reshape(blocks, BLOCK, -1, 2, kw).transpose(0, 4, 2, 1, 3)
+    return np.ascontiguousarray(pairs).ravel().view(np.int8)
 
 
 def _depthwise_words(passes: list[np.ndarray], k: int, stride: int, blocks: int) -> np.ndarray:

@@ -70,8 +70,13 @@ def test_no_loop_moves_vectors_to_or_from_the_stack(kernels: dict[str, list[Func
 
 def expected(isa: str) -> Iterator[tuple[str, int]]:
     """(start of the C++ name, least multiply-adds of its largest loop) of the kernels that this ISA must have."""
+    dw = "dw_u8_pairs" if isa == "u8_avx2" else "dw_u8"
+    if isa == "u8_avx2":
+        yield from ((f"gemm_u8_signs<{mr}>", 4 * mr) for mr in range(1, 6))
+    elif isa.startswith("u8_"):
+        yield from (("gemm_u8<1, 1, 4>", 1), ("gemm_u8<2, 1, 4>", 2))
     if isa.startswith("u8_"):
-        yield from (("gemm_u8<1, 1, 4>", 1), ("gemm_u8<2, 1, 4>", 2), ("dw_u8<3, 1>", 3), ("dw_u8<5, 1>", 3))
+        yield from ((f"{dw}<3, 1>", 3), (f"{dw}<5, 1>", 3))
         return
     yield from (("gemv(", 2), ("dw_any(", 1))
     if OTHER_FILE or isa not in _native.supported_isas():

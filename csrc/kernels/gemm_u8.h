@@ -203,7 +203,7 @@ constexpr GemmU8Fn gemm_u8_kernel() {
   }
 }
 
-double u8_peak(ptrdiff_t steps) {
+[[maybe_unused]] double u8_peak(ptrdiff_t steps) {
   constexpr int CHAINS = REGISTERS >= 32 ? 24 : 10;
   alignas(64) uint8_t bytes[64];
   alignas(64) int8_t weights[64];

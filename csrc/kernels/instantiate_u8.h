@@ -17,22 +17,40 @@
   FMN_U8_ROWS_1_7(NB, XS), FMN_U8(8, NB, XS), FMN_U8(9, NB, XS), FMN_U8(10, NB, XS), FMN_U8(11, NB, XS), \
       FMN_U8(12, NB, XS), FMN_U8(13, NB, XS), FMN_U8(14, NB, XS)
 
-#define FMN_DEFINE_U8_TABLE(isa)                                                                                \
-  namespace fmn {                                                                                               \
-  namespace u8_##isa {                                                                                          \
-    namespace {                                                                                                 \
-    const GemmU8Entry gemm_entries[] = {FMN_U8_TILES};                                                          \
-    const DwU8Entry dw_entries[] = {                                                                            \
-        {3, 1, dw_u8<3, 1>}, {3, 2, dw_u8<3, 2>}, {5, 1, dw_u8<5, 1>}, {5, 2, dw_u8<5, 2>}, {0, 0, dw_u8_any}}; \
-    }                                                                                                           \
-    extern const U8Table table;                                                                                 \
-    const U8Table table = {#isa,          PANEL_BLOCKS,                                                         \
-                           OFFSET,        NEEDS_127,                                                            \
-                           gemm_entries,  sizeof(gemm_entries) / sizeof(gemm_entries[0]),                       \
-                           dw_entries,    sizeof(dw_entries) / sizeof(dw_entries[0]),                           \
-                           add_u8,        mul_u8,                                                               \
-                           add_floats_u8, lookup_u8,                                                            \
-                           sum_u8,        rgb_u8,                                                               \
-                           u8_peak};                                                                            \
-  }                                                                                                             \
+#ifndef FMN_U8_PEAK
+#define FMN_U8_PEAK u8_peak
+#endif
+#ifndef FMN_U8_DW
+#define FMN_U8_DW dw_u8
+#endif
+
+#define FMN_DEFINE_U8_TABLE(isa)                                           \
+  namespace fmn {                                                          \
+  namespace u8_##isa {                                                     \
+    namespace {                                                            \
+    const GemmU8Entry gemm_entries[] = {FMN_U8_TILES};                     \
+    const DwU8Entry dw_entries[] = {{3, 1, FMN_U8_DW<3, 1>},               \
+                                    {3, 2, FMN_U8_DW<3, 2>},               \
+                                    {5, 1, FMN_U8_DW<5, 1>},               \
+                                    {5, 2, FMN_U8_DW<5, 2>},               \
+                                    {0, 0, dw_u8_any}};                    \
+    }                                                                      \
+    extern const U8Table table;                                            \
+    const U8Table table = {#isa,                                           \
+                           PANEL_BLOCKS,                                   \
+                           OFFSET,                                         \
+                           NEEDS_127,                                      \
+                           PAIRWISE,                                       \
+                           gemm_entries,                                   \
+                           sizeof(gemm_entries) / sizeof(gemm_entries[0]), \
+                           dw_entries,                                     \
+                           sizeof(dw_entries) / sizeof(dw_entries[0]),     \
+                           add_u8,                                         \
+                           mul_u8,                                         \
+                           add_floats_u8,                                  \
+                           lookup_u8,                                      \
+                           sum_u8,                                         \
+                           rgb_u8,                                         \
+                           FMN_U8_PEAK};                                   \
+  }                                                                        \
   }

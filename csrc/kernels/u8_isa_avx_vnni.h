@@ -9,6 +9,8 @@ namespace {
 using Word = __m256i;
 constexpr int OFFSET = 0;
 constexpr bool NEEDS_127 = false;
+constexpr bool PAIRWISE = false;
+constexpr int PANEL_BLOCKS = 1;
 
 inline Word load_bytes(const uint8_t* p) { return widen_bytes(p); }
 

@@ -10,6 +10,7 @@ namespace {
 using Word = int8x16_t;
 constexpr int OFFSET = 128;
 constexpr bool NEEDS_127 = true;
+constexpr bool PAIRWISE = false;
 
 inline Word centre(uint8x16_t bytes) { return vreinterpretq_s8_u8(veorq_u8(bytes, vdupq_n_u8(0x80))); }
 inline Word load_word(const uint8_t* p) { return centre(broadcast_word(p)); }

@@ -9,6 +9,7 @@ namespace {
 using Word = uint8x16_t;
 constexpr int OFFSET = 0;
 constexpr bool NEEDS_127 = false;
+constexpr bool PAIRWISE = false;
 
 inline Word load_word(const uint8_t* p) { return broadcast_word(p); }
 inline Word load_bytes(const uint8_t* p) { return widen_bytes(p); }

@@ -21,6 +21,7 @@ constexpr int REGISTERS = 16;
 constexpr int PANEL_BLOCKS = 1;
 constexpr int OFFSET = 0;
 constexpr bool NEEDS_127 = false;
+constexpr bool PAIRWISE = false;
 
 inline VecI load_i32(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store_i32(int32_t* p, VecI x) { std::memcpy(p, x.v, sizeof x.v); }

@@ -13,7 +13,6 @@ namespace {
 using VecI = __m256i;
 constexpr int LANES = 8;
 constexpr int REGISTERS = 16;
-constexpr int PANEL_BLOCKS = 1;
 
 inline VecI load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_i32(int32_t* p, VecI x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
@@ -84,13 +83,13 @@ constexpr RgbU8Fn rgb_u8 = nullptr;
 struct Requantizer {
   __m256 scale[2];
   __m256i zero;
-  __m128i lo, hi;
+  __m256i lo, hi;
   explicit Requantizer(const Requant& r, const float* scales = nullptr)
       : scale{scales != nullptr ? _mm256_loadu_ps(scales) : _mm256_set1_ps(1.0f),
               scales != nullptr ? _mm256_loadu_ps(scales + 8) : _mm256_set1_ps(1.0f)},
         zero(_mm256_set1_epi16(static_cast<int16_t>(r.zero))),
-        lo(_mm_set1_epi8(static_cast<char>(r.lo))),
-        hi(_mm_set1_epi8(static_cast<char>(r.hi))) {}
+        lo(_mm256_set1_epi8(static_cast<char>(r.lo))),
+        hi(_mm256_set1_epi8(static_cast<char>(r.hi))) {}
 
   VecI scaled(VecI sum, int half) const { return rounded(times(to_float(sum), scale[half])); }
 
@@ -98,19 +97,43 @@ struct Requantizer {
   template <int M, int NV>
   inline __attribute__((always_inline)) void store(const VecI (&acc)[M][NV], int at, uint8_t* c) const {
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) put(scaled(acc[i][at], 0), scaled(acc[i][at + 1], 1), c + i * 16);
+    for (int i = 0; i + 1 < M; i += 2) {
+      put_two(scaled(acc[i][at], 0), scaled(acc[i][at + 1], 1), scaled(acc[i + 1][at], 0),
+              scaled(acc[i + 1][at + 1], 1), c + i * 16);
+    }
+    if (M % 2 == 1) put(scaled(acc[M - 1][at], 0), scaled(acc[M - 1][at + 1], 1), c + (M - 1) * 16);
   }
   // The same for what is scaled and rounded already.
   template <int M, int NV>
   inline __attribute__((always_inline)) void store_rounded(const VecI (&q)[M][NV], int at, uint8_t* c) const {
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) put(q[i][at], q[i][at + 1], c + i * 16);
+    for (int i = 0; i + 1 < M; i += 2) put_two(q[i][at], q[i][at + 1], q[i + 1][at], q[i + 1][at + 1], c + i * 16);
+    if (M % 2 == 1) put(q[M - 1][at], q[M - 1][at + 1], c + (M - 1) * 16);
+  }
+  // Loaded anew each time: GCC would keep it in a register that others need.
+  static __m256i words_in_order() {
+    alignas(32) static const int32_t order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+#if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
+    __m256i v;
+    asm volatile("vmovdqa %1, %0" : "=x"(v) : "m"(*reinterpret_cast<const __m256i*>(order)));
+    return v;
+#else
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(order));
+#endif
+  }
+  // Two pixels that follow each other.
+  void put_two(VecI a, VecI b, VecI c, VecI d, uint8_t* to) const {
+    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero);
+    const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(c, d), zero);
+    __m256i q = _mm256_packus_epi16(first, second);
+    q = _mm256_permutevar8x32_epi32(q, words_in_order());
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_min_epu8(_mm256_max_epu8(q, lo), hi));
   }
   void put(VecI first, VecI second, uint8_t* c) const {
-    __m256i q = _mm256_packs_epi32(first, second);
-    q = _mm256_adds_epi16(_mm256_permute4x64_epi64(q, 0xd8), zero);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(c), _mm_min_epu8(_mm_max_epu8(bytes, lo), hi));
+    __m256i q = _mm256_adds_epi16(_mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8), zero);
+    q = _mm256_permute4x64_epi64(_mm256_packus_epi16(q, q), 0x08);
+    q = _mm256_min_epu8(_mm256_max_epu8(q, lo), hi);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(c), _mm256_castsi256_si128(q));
   }
 };
 

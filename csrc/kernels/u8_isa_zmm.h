@@ -18,6 +18,7 @@ constexpr int REGISTERS = 32;
 constexpr int PANEL_BLOCKS = 2;
 constexpr int OFFSET = 0;
 constexpr bool NEEDS_127 = false;
+constexpr bool PAIRWISE = false;
 
 inline VecI load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_i32(int32_t* p, VecI x) { _mm512_storeu_si512(p, x); }

@@ -9,7 +9,8 @@ namespace fmn {
 namespace {
 
 constexpr ptrdiff_t TILES_AT_A_TIME = 8;
-constexpr int MAX_PASSES = 3;  // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr int MAX_PASSES = 3;   // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr ptrdiff_t LINE = 64;  // bytes of a cache line
 constexpr ptrdiff_t L1_BYTES = ptrdiff_t{32} << 10;
 constexpr ptrdiff_t L2_BYTES = ptrdiff_t{1} << 20;  // of small cores today
 
@@ -76,10 +77,18 @@ class ConvU8Op final : public Op {
     const auto all = segments_;
     for (int pass = 1; pass < MAX_PASSES; ++pass) segments_.insert(segments_.end(), all.begin(), all.end());
     for (const WordSegment& s : all) words_ += s.len;
+    if (table.pairwise) {
+      int passes = 1;
+      for (const PackedU8::Panel& p : w.panels) passes = std::max(passes, p.passes);
+      // An odd number of lines, so that the pixels of a tile do not share the sets of a cache; the last 32 bytes that
+      // are written may be half in use.
+      signs_row_ = (((words_ * passes * 8 + 32) / LINE + 1) | 1) * LINE;
+    }
     int xs = static_cast<int>(xs_);
     if (find_gemm_u8(table, 1, 1, xs) == nullptr) xs = 0;
     for (int nb = 0; nb <= table.panel_blocks; ++nb) {
-      for (int m = 0; m <= mr; ++m) fns_.push_back(m > 0 && nb > 0 ? find_gemm_u8(table, m, nb, xs) : nullptr);
+      for (int m = 0; m <= mr; ++m)
+        fns_.push_back(m > 0 && nb > 0 ? find_gemm_u8(table, m, table.pairwise ? 1 : nb, xs) : nullptr);
     }
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0 && !t.image; };
     flat_ = w.kh * w.kw == 1 && v.stride_h * v.stride_w == 1 && dense(src) && dense(dst);
@@ -115,6 +124,7 @@ class ConvU8Op final : public Op {
     });
   }
 
+  ptrdiff_t scratch_floats() const override { return mr_ * signs_row_ / ptrdiff_t{sizeof(float)}; }
   WeightStream first_weights() const override { return stream(0); }
   bool fetches_ahead() const override { return true; }
 
@@ -204,7 +214,10 @@ class ConvU8Op final : public Op {
     g.c_row = dst_.pitch();
     g.c_stride = dst_.block_stride();
     g.requant = spec_.requant;
-    const char* soon = ahead.take(words_ * panel.passes * g.tiles * g.rows);
+    g.blocks = panel.nb;
+    g.signs = reinterpret_cast<uint8_t*>(frame.scratch);
+    g.signs_row = signs_row_;
+    const char* soon = ahead.take(words_ * panel.passes * g.tiles * g.rows * (table_.pairwise ? panel.nb : 2) / 2);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     fns_[static_cast<size_t>(panel.nb * (mr_ + 1) + mr)](g);
   }
@@ -214,7 +227,7 @@ class ConvU8Op final : public Op {
   const Tensor src_, dst_;
   const int mr_;
   std::vector<WordSegment> segments_;  // once for each pass
-  ptrdiff_t once_ = 0, words_ = 0;
+  ptrdiff_t once_ = 0, words_ = 0, signs_row_ = 0;
   std::vector<GemmU8Fn> fns_;  // [nb][mr]
   ptrdiff_t xs_ = 0;
   int width_ = 0, rows_ = 1;
@@ -282,7 +295,8 @@ class DepthwiseU8Op final : public Op {
     }
     DwU8Args d;
     d.rows = rows.data();
-    d.w = w.weight + ptrdiff_t{block} * w.passes * w.kh * dw_words(w.dw_k, v.stride_h, w.kw) * BLOCK * 4;
+    d.w =
+        w.weight + ptrdiff_t{block} * w.passes * w.kh * dw_words(w.dw_k, v.stride_h, w.kw, table_.pairwise) * BLOCK * 4;
     d.passes = w.passes;
     d.bias = w.bias + ptrdiff_t{block} * BLOCK;
     d.scale = w.scale + ptrdiff_t{block} * BLOCK;
@@ -313,7 +327,7 @@ OpPtr make_conv_u8(const U8Table& table, std::string name, const Tensor& src, co
   int xs = src.pixel() / 4 * spec.window.stride_w;
   if (find_gemm_u8(table, 1, 1, xs) == nullptr) xs = 0;
   int widest = 1;
-  for (const PackedU8::Panel& p : spec.weights->panels) widest = std::max(widest, p.nb);
+  for (const PackedU8::Panel& p : spec.weights->panels) widest = std::max(widest, table.pairwise ? 1 : p.nb);
   for (const PackedU8::Panel& p : spec.weights->panels) {
     check(p.passes >= 1 && p.passes <= MAX_PASSES && p.nb <= table.panel_blocks, name, "the panels do not fit");
   }

@@ -264,128 +264,6 @@ class SoftmaxU8Op final : public Op {
   const float dst_scale_;
 };
 
-class QuantizeOp final : public Op {
- public:
-  QuantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
-      : Op(std::move(name), "quantize"), src_(src), dst_(dst), inverse_(1.0f / scale) {}
-
-  void run(const Frame& frame, Team& team) const override {
-    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
-      const float* src = frame.arena + src_.at(block, y, 0);
-      for (int i = 0; i < dst_.w * BLOCK; ++i) {
-        dst[i] = std::isnan(src[i]) ? dst_.zero : to_byte(src[i] * inverse_, {dst_.zero, 0, 255});
-      }
-    });
-  }
-
- private:
-  const Tensor src_, dst_;
-  const float inverse_;
-};
-
-class DequantizeOp final : public Op {
- public:
-  DequantizeOp(std::string name, const Tensor& src, const Tensor& dst, float scale)
-      : Op(std::move(name), "dequantize"), src_(src), dst_(dst), scale_(scale) {}
-
-  void run(const Frame& frame, Team& team) const override {
-    for_rows(dst_, team, [&](int block, int y) {
-      const uint8_t* src = frame.bytes() + src_.at(block, y, 0);
-      float* dst = frame.arena + dst_.at(block, y, 0);
-      for (int i = 0; i < dst_.w * BLOCK; ++i) dst[i] = static_cast<float>(src[i] - src_.zero) * scale_;
-      clear_padding(frame.arena, dst_, {block, block + 1}, {y, y + 1});
-    });
-  }
-
- private:
-  const Tensor src_, dst_;
-  const float scale_;
-};
-
-class InputU8Op final : public Op {
- public:
-  InputU8Op(const U8Table& table, const Tensor& dst, const InputU8& input)
-      : Op("input", "input_u8"), table_(table), dst_(dst), input_(input), inverse_(1.0f / input.scale) {
-    for (const Lookup& t : input.pixels) tables_.insert(tables_.end(), t.begin(), t.end());
-  }
-
-  void run(const Frame& frame, Team& team) const override {
-    team.share(dst_.h, grain_of_bytes(dst_.pitch()), [&](Range rows) { read(frame, rows); });
-  }
-
- private:
-  void read(const Frame& frame, Range rows) const {
-    for (int y = static_cast<int>(rows.begin); y < rows.end; ++y) {
-      if (plain() && frame.kind == InputKind::pixels_u8) {
-        rgb_row(static_cast<const uint8_t*>(frame.input) + ptrdiff_t{y} * dst_.w * 3, frame.bytes() + dst_.at(0, y, 0));
-        continue;
-      }
-      for (int b = 0; b < dst_.blocks(); ++b) {
-        uint8_t* dst = frame.bytes() + dst_.at(b, y, 0);
-        const int width = dst_.pixel(), lanes = std::min(width, dst_.c - b * BLOCK);
-        for (int i = 0; i < width; ++i) {
-          if (i < lanes) {
-            channel(frame, y, b * BLOCK + i, dst + i, width);
-          } else {
-            for (int x = 0; x < dst_.w; ++x) dst[x * width + i] = dst_.zero;
-          }
-        }
-      }
-    }
-    clear_padding(frame.arena, dst_, {0, dst_.blocks()}, rows);
-  }
-
-  // The usual picture: RGB, for a convolution.
-  bool plain() const { return dst_.image && dst_.c == 3 && !input_.swap; }
-
-  void rgb_row(const uint8_t* src, uint8_t* dst) const {
-    if (table_.rgb != nullptr)
-      return table_.rgb(src, dst, dst_.w, tables_.empty() ? nullptr : tables_.data(), dst_.zero);
-    int x = 0;
-    if (!input_.pixels.empty()) {
-      const uint8_t *r = input_.pixels[0].data(), *g = input_.pixels[1].data(), *b = input_.pixels[2].data();
-      for (; x < dst_.w; ++x, src += 3) {
-        const uint8_t pixel[4] = {r[src[0]], g[src[1]], b[src[2]], dst_.zero};
-        std::memcpy(dst + 4 * x, pixel, 4);
-      }
-      return;
-    }
-    for (; x + 1 < dst_.w; ++x) {  // a fourth byte is there; what it is does not matter, its weights are 0
-      std::memcpy(dst + 4 * x, src + 3 * x, 4);
-    }
-    std::memcpy(dst + 4 * x, src + 3 * x, 3);
-    dst[4 * x + 3] = dst_.zero;
-  }
-
-  // Channel c of row y, to every `step`-th byte.
-  void channel(const Frame& frame, int y, int c, uint8_t* dst, int step) const {
-    const ptrdiff_t first = (ptrdiff_t{y} * dst_.w) * dst_.c + c, plane = ptrdiff_t{dst_.h} * dst_.w;
-    if (frame.kind == InputKind::pixels_u8) {
-      const auto* src = static_cast<const uint8_t*>(frame.input) + first + (input_.swap ? dst_.c - 1 - 2 * c : 0);
-      const uint8_t* table = input_.pixels.empty() ? nullptr : input_.pixels[static_cast<size_t>(c)].data();
-      for (int x = 0; x < dst_.w; ++x) dst[x * step] = table != nullptr ? table[src[x * dst_.c]] : src[x * dst_.c];
-      return;
-    }
-    const bool nchw = frame.kind == InputKind::f32_nchw;
-    const auto* src = static_cast<const float*>(frame.input) + (nchw ? c * plane + ptrdiff_t{y} * dst_.w : first);
-    const Requant requant{dst_.zero, 0, 255};
-    for (int x = 0; x < dst_.w; ++x) {
-      float v = src[ptrdiff_t{x} * (nchw ? 1 : dst_.c)];
-      if (!input_.mean.empty()) {
-        const auto i = static_cast<size_t>(c);
-        v = static_cast<float>((double{v} - input_.mean[i]) / input_.std[i]);
-      }
-      dst[x * step] = std::isnan(v) ? dst_.zero : to_byte(v * inverse_, requant);
-    }
-  }
-
-  const U8Table& table_;
-  const Tensor dst_;
-  const InputU8 input_;
-  std::vector<uint8_t> tables_;  // of the pixels, one behind the other
-  const float inverse_;
-};
-
 bool same_shape(const Tensor& a, const Tensor& b) {
   return a.c == b.c && a.h == b.h && a.w == b.w && !a.image && !b.image;
 }
@@ -400,13 +278,6 @@ OpPtr binary(std::string name, std::string kernel, void (*run)(const EltU8Args&)
 }
 
 }  // namespace
-
-OpPtr make_input_u8(const U8Table& table, const Tensor& dst, const InputU8& input) {
-  const auto fits = [&](size_t n) { return n == 0 || n == static_cast<size_t>(dst.c); };
-  check(dst.u8 && fits(input.pixels.size()) && fits(input.mean.size()) && input.mean.size() == input.std.size(),
-        "input", "tables do not fit the channels");
-  return std::make_unique<InputU8Op>(table, dst, input);
-}
 
 void check_add_factors(const std::string& name, const AddFactors& f) {
   const int32_t most = (1 << 21) + 1;
@@ -469,16 +340,6 @@ OpPtr make_softmax_u8(std::string name, const Tensor& src, const Tensor& dst, co
                       float dst_scale) {
   check(src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
   return std::make_unique<SoftmaxU8Op>(std::move(name), src, dst, table, dst_scale);
-}
-
-OpPtr make_quantize(std::string name, const Tensor& src, const Tensor& dst, float scale) {
-  check(!src.u8 && dst.u8 && same_shape(src, dst), name, "shapes differ");
-  return std::make_unique<QuantizeOp>(std::move(name), src, dst, scale);
-}
-
-OpPtr make_dequantize(std::string name, const Tensor& src, const Tensor& dst, float scale) {
-  check(src.u8 && !dst.u8 && same_shape(src, dst), name, "shapes differ");
-  return std::make_unique<DequantizeOp>(std::move(name), src, dst, scale);
 }
 
 }  // namespace fmn

@@ -31,13 +31,17 @@ struct GemmU8Args {
   ptrdiff_t xs;            // words; read only by the kernels with xs = 0
   const WordSegment* segs;
   ptrdiff_t n_segs;
-  const int8_t* b;      // [k][nb * 16][4]
+  const int8_t* b;      // [k][nb * 16][4], or [nb][k][16][4]: see U8Table::pairwise
   const int32_t* bias;  // [nb * 16], with the zero points in it
   const float* scale;   // [nb * 16]
   uint8_t* c;           // pixel i at c + i * 16, block j at + j * c_stride
   ptrdiff_t c_stride;
   Requant requant;
   const char* prefetch;  // weights needed soon; any address is fine
+  // Only where U8Table::pairwise: nb, and memory for mr pixels, `signs_row` bytes from each other.
+  ptrdiff_t blocks;
+  uint8_t* signs;
+  ptrdiff_t signs_row;
 };
 
 // dst[y][x][o] = requant(bias[o] + sum over the window of rows * w, scale[o]) for one block. Kernels may read 63 bytes
@@ -92,8 +96,9 @@ struct DwU8Entry {
 // A word of four pixels serves several outputs, each with weights of its own, which begin at its window's first pixel:
 // two outputs of 3x3 at stride 1, [w0 w1 w2 0] and [0 w0 w1 w2]. Of 5x5, every window lies on two words. There are
 // 4 / stride places where it begins, with two words each: [w0 w1 w2 w3] [w4 0 0 0], [0 w0 w1 w2] [w3 w4 0 0], ...
-inline int dw_words(int k, int stride, int kw) {
+inline int dw_words(int k, int stride, int kw, bool pairwise) {
   if (k == 0) return kw;
+  if (pairwise) return (k + 1) / 2;
   if (k == 5) return 2 * (4 / stride);
   return k == 3 && stride == 1 ? 2 : 1;
 }
@@ -103,8 +108,12 @@ struct U8Table {
   int panel_blocks;  // width of a panel of packed weights; the last panel of a layer may be narrower
   // What the kernels take off every activation, 0 or 128; the sums of weights in `bias` make up for it.
   int offset;
-  // Whether weights of -128 are wrong here: the sum of two products would overflow 16 bits.
+  // Whether weights of -128 are wrong here (except where `pairwise`): the sum of two products would overflow 16 bits.
   bool needs_127;
+  // There is no dot product of words. Dense convolutions split the activations of a tile into magnitudes and signs
+  // first, 8 bytes for a word of 4, and then go through the blocks of a panel one by one; depthwise ones of 3x3 and 5x5
+  // take nothing off, and their weights are [block][kx][pair of rows][16][2] of int16.
+  bool pairwise;
   const GemmU8Entry* gemm;
   int n_gemm;
   const DwU8Entry* dw;
