@@ -149,6 +149,7 @@ void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool hal
   g.add_stride = add_stride;
   g.act = act;
   g.prefetch = reinterpret_cast<const char*>(g.b);
+  g.prefetch_later = nullptr;
   fn(g);
 }
 

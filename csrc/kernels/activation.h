@@ -11,8 +11,7 @@ inline __attribute__((always_inline)) Vec hard_sigmoid(Vec x, Vec alpha, Vec bet
 }
 
 // Hard swish of a tile that was just stored, and clamped from below to where the function is 0: MR pixels of NB blocks.
-// A function of its own, and not a part of the tile's code, because GCC 12 otherwise spills accumulators in the loops
-// before it.
+// A function of its own, because GCC 12 otherwise spills accumulators in the loops before it.
 template <int MR, int NB>
 __attribute__((noinline)) void swish_tile(float* c, ptrdiff_t c_stride, const Act& act) {
   const Vec alpha = set1(act.alpha), beta = set1(act.beta), one = set1(1.0f);

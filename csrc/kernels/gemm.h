@@ -87,7 +87,7 @@ void gemm_tile(const GemmArgs& g) {
   constexpr int NV = NB * VECS - (HALF ? VECS / 2 : 0);
   const ptrdiff_t xs = XS ? XS : g.xs;
   const Segment* const end = g.segs + g.n_segs;
-  const char* soon = g.prefetch;
+  const char *soon = g.prefetch, *later = g.prefetch_later;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
     Vec acc[MR][NV];
 #pragma GCC unroll 32
@@ -104,6 +104,11 @@ void gemm_tile(const GemmArgs& g) {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
         soon += 8 * 64;
+        if (XS != 0 && later != nullptr) {
+#pragma GCC unroll 8
+          for (int i = 0; i < 8; ++i) prefetch(later + i * 64);
+          later += 8 * 64;
+        }
         gemm_steps<8, K_FRAG>(acc, a, xs, b);
       }
       for (; k > 0; --k, ++a, b += NV * LANES) gemm_steps<1, 1>(acc, a, xs, b);
@@ -120,7 +125,20 @@ void gemm_tile(const GemmArgs& g) {
       }
     }
     float* const c = g.c + at;
-    const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);  // not before: the loop above needs all registers
+    // The constants not before: the loop above needs all registers.
+    if (XS != 0 && SWISH_OF_SUMS && g.act.kind != ActKind::clamp) {
+      const Vec lo = set1(g.act.lo), alpha = set1(g.act.alpha);
+#pragma GCC unroll 32
+      for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+        for (int j = 0; j < NV; ++j) {
+          swish_sum(acc[i][j], lo, alpha, &g.act.beta);
+          store(c + i * BLOCK + (j / VECS) * g.c_stride + (j % VECS) * LANES, acc[i][j]);
+        }
+      }
+      continue;
+    }
+    const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);
 #pragma GCC unroll 32
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16

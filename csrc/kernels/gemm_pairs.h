@@ -37,7 +37,7 @@ template <int MR, int XS>
 void gemm_pairs(const GemmArgs& g) {
   const ptrdiff_t xs = XS ? XS : g.xs;
   const Segment* const end = g.segs + g.n_segs;
-  const char* soon = g.prefetch;
+  const char *soon = g.prefetch, *later = g.prefetch_later;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
     Vec acc[MR], half[(MR + 1) / 2];
 #pragma GCC unroll 16
@@ -54,6 +54,11 @@ void gemm_pairs(const GemmArgs& g) {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
         soon += 8 * 64;
+        if (XS != 0 && later != nullptr) {
+#pragma GCC unroll 8
+          for (int i = 0; i < 8; ++i) prefetch(later + i * 64);
+          later += 8 * 64;
+        }
         pair_steps<8>(acc, half, a, xs, b);
       }
       for (; k > 0; --k, ++a, b += 24) pair_steps<1>(acc, half, a, xs, b);
@@ -72,15 +77,29 @@ void gemm_pairs(const GemmArgs& g) {
     }
     float* const c = g.c + tile * MR * BLOCK;
     const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);
+    if (XS != 0 && g.act.kind != ActKind::clamp) {
+      const Vec alpha = set1(g.act.alpha);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      store(c + i * BLOCK, clamp(acc[i], lo, hi));
-      if (i % 2 == 0) {
-        float* const second = c + g.c_stride + i * BLOCK;
-        store_halves(second, i + 1 < MR ? second + BLOCK : nullptr, clamp(half[i / 2], lo, hi));
+      for (int i = 0; i < MR; ++i) {
+        swish_sum(acc[i], lo, alpha, &g.act.beta);
+        if (i % 2 == 0) swish_sum(half[i / 2], lo, alpha, &g.act.beta);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        acc[i] = clamp(acc[i], lo, hi);
+        if (i % 2 == 0) half[i / 2] = clamp(half[i / 2], lo, hi);
       }
     }
-    if (g.act.kind != ActKind::clamp) swish_tile<MR, 2>(c, g.c_stride, g.act);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      store(c + i * BLOCK, acc[i]);
+      if (i % 2 == 0) {
+        float* const second = c + g.c_stride + i * BLOCK;
+        store_halves(second, i + 1 < MR ? second + BLOCK : nullptr, half[i / 2]);
+      }
+    }
+    if (XS == 0 && g.act.kind != ActKind::clamp) swish_tile<MR, 2>(c, g.c_stride, g.act);
   }
 }
 

@@ -101,5 +101,9 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 #endif
 inline Frag load_a1(const float* p) { return load_a(p); }
 
+// No registers are left for it: see swish_tile.
+constexpr bool SWISH_OF_SUMS = false;
+inline void swish_sum(Vec&, Vec, Vec, const float*) {}
+
 }  // namespace
 }  // namespace fmn::FMN_ISA

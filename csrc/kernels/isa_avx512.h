@@ -122,5 +122,29 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 #endif
 inline Frag load_a1(const float* p) { return load_a(p); }
 
+// Hard swish, of which lo is where it becomes 0: max(x, lo) * min(max(x, lo) * alpha + beta, 1). With beta and 1 from
+// memory it takes three registers besides the sums of a tile, of which there may be 28. The minimum is 1 for a NaN, and
+// the product NaN.
+constexpr bool SWISH_OF_SUMS = true;
+alignas(4) constexpr float ONE = 1.0f;
+#if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
+inline void swish_sum(Vec& x, Vec lo, Vec alpha, const float* beta) {
+  Vec t;
+  asm volatile(
+      "vmaxps %0, %2, %0\n\t"
+      "vmovaps %3, %1\n\t"
+      "vfmadd213ps %4%{1to16%}, %0, %1\n\t"
+      "vminps %5%{1to16%}, %1, %1\n\t"
+      "vmulps %1, %0, %0"
+      : "+v"(x), "=&v"(t)
+      : "v"(lo), "v"(alpha), "m"(*beta), "m"(ONE));
+}
+#else
+inline void swish_sum(Vec& x, Vec lo, Vec alpha, const float* beta) {
+  x = _mm512_max_ps(lo, x);
+  x = _mm512_mul_ps(x, _mm512_min_ps(_mm512_fmadd_ps(x, alpha, set1(*beta)), set1(ONE)));
+}
+#endif
+
 }  // namespace
 }  // namespace fmn::FMN_ISA

@@ -87,5 +87,9 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 }
 #endif
 
+// No registers are left for it: see swish_tile.
+constexpr bool SWISH_OF_SUMS = false;
+inline void swish_sum(Vec&, Vec, Vec, const float*) {}
+
 }  // namespace
 }  // namespace fmn::FMN_ISA

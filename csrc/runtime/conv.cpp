@@ -8,8 +8,6 @@ namespace fmn {
 
 namespace {
 
-constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / ptrdiff_t{sizeof(float)};  // of small cores today
-
 // Tiles run along a row of the output, or along the whole map where no tensor has padding between its rows.
 class ConvOp final : public Op {
  public:
@@ -24,7 +22,8 @@ class ConvOp final : public Op {
     // What is larger than the cache is walked once, the other once for each step of it.
     const PackedWeights& w = *spec.weights;
     const ptrdiff_t weight_floats = w.floats();
-    panels_outside_ = weight_floats > L2_FLOATS / 2 || src.floats() + dst.floats() < L2_FLOATS;
+    small_ = src.floats() + dst.floats() < L2_FLOATS;
+    panels_outside_ = weight_floats > L2_FLOATS / 2 || small_;
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
     // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats();
@@ -37,7 +36,7 @@ class ConvOp final : public Op {
     // Few tiles in all: as many for each thread.
     if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
     const ptrdiff_t n_tiles = ptrdiff_t{per_row} * static_cast<ptrdiff_t>(rows_.size());
-    kernel_.share(team, n_tiles, panels_outside, next_weights,
+    kernel_.share(team, n_tiles, panels_outside, next_weights, frame.far,
                   [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
   }
 
@@ -45,6 +44,10 @@ class ConvOp final : public Op {
 
   WeightStream first_weights() const override { return kernel_.stream(0); }
   bool fetches_ahead() const override { return true; }
+  ptrdiff_t far_lines() const override {
+    if (!small_) return 0;
+    return kernel_.far_lines(ptrdiff_t{kernel_.tiles(width_)} * static_cast<ptrdiff_t>(rows_.size()));
+  }
 
  private:
   // Output pixels that follow each other without a gap.
@@ -96,6 +99,7 @@ class ConvOp final : public Op {
   std::vector<Row> rows_;
   int width_ = 0;                                     // pixels of a row
   bool through_ = false;                              // by way of the scratch memory
+  bool small_ = true;                                 // the maps stay in the second-level cache
   bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
 };
 
@@ -121,6 +125,9 @@ class DenseOp final : public Op {
   }
 
   WeightStream first_weights() const override { return {spec_.weights->weight, spec_.weights->floats()}; }
+  FarWeights streamed_weights() const override {
+    return {reinterpret_cast<const char*>(spec_.weights->weight), spec_.weights->floats() / BLOCK};
+  }
 
  private:
   void some(const Frame& frame, Range blocks) const {

@@ -95,6 +95,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
     const char* soon = ahead.take(k * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    g.prefetch_later = ahead.far->take(k * g.tiles);
     fns_[fn_index(panel, mr)](g);
   };
   some(part.begin, std::min<ptrdiff_t>(part.end, wide), part.begin * size, size);

@@ -10,6 +10,8 @@
 
 namespace fmn {
 
+constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / ptrdiff_t{sizeof(float)};  // of small cores today
+
 class ConvKernel {
  public:
   // The part of the window that lies inside of the map, for one output row.
@@ -88,18 +90,30 @@ class ConvKernel {
   }
 
   // What to fetch during panel p if `next` is read after this layer.
-  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next) const { return ahead(p, {0, 1}, 1, next); }
+  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next, FarWeights* far) const {
+    return ahead(p, {0, 1}, 1, next, far);
+  }
 
   // The same for some of the tiles of a panel.
-  WeightsAhead ahead(ptrdiff_t p, Range tiles, ptrdiff_t n_tiles, const WeightStream& next) const {
-    return {stream(p + 1).part(tiles, n_tiles), next.part({p * n_tiles + tiles.begin, p * n_tiles + tiles.end},
-                                                          static_cast<ptrdiff_t>(panels().size()) * n_tiles)};
+  WeightsAhead ahead(ptrdiff_t p, Range tiles, ptrdiff_t n_tiles, const WeightStream& next, FarWeights* far) const {
+    return {stream(p + 1).part(tiles, n_tiles),
+            next.part({p * n_tiles + tiles.begin, p * n_tiles + tiles.end},
+                      static_cast<ptrdiff_t>(panels().size()) * n_tiles),
+            far};
+  }
+
+  // Cache lines of other weights that so many tiles of each panel can fetch.
+  ptrdiff_t far_lines(ptrdiff_t n_tiles) const {
+    ptrdiff_t lines = 0;
+    for (const Panel& p : panels()) lines += spec_.weights->k(p) * n_tiles;
+    return lines;
   }
 
   // Does all tiles of all panels with the other threads: run(p, tiles, ahead) for some tiles of one panel.
   // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles.
   template <class F>
-  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, F&& run) const;
+  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
+             F&& run) const;
 
  private:
   const ConvSpec spec_;
@@ -123,7 +137,8 @@ class ConvKernel {
 };
 
 template <class F>
-void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, F&& run) const {
+void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
+                       F&& run) const {
   constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
   const auto n_panels = static_cast<ptrdiff_t>(panels().size());
   const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
@@ -132,7 +147,7 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
     team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
       for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
         const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}), std::min(part.end - p * n_tiles, n_tiles)};
-        WeightsAhead soon = ahead(p, tiles, n_tiles, next);
+        WeightsAhead soon = ahead(p, tiles, n_tiles, next, far);
         run(p, tiles, soon);
       }
     });
@@ -142,7 +157,7 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
   team.share(n_tiles, grain, [&](Range part) {
     for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
       for (ptrdiff_t p = 0; p < n_panels; ++p) {
-        WeightsAhead soon = ahead(p, next);
+        WeightsAhead soon = ahead(p, next, far);
         run(p, Range{begin, std::min(begin + TILES_AT_A_TIME, part.end)}, soon);
       }
     }

@@ -51,6 +51,7 @@ struct GemmArgs {
   ptrdiff_t add_stride;
   Act act;
   const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; any address is fine
+  const char* prefetch_later;  // and one from here, unless it is null: those of matrix-vector products to come
 };
 
 // dst[y][x][o] = act(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block. act is clamp or

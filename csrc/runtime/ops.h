@@ -55,6 +55,24 @@ struct ConvSpec {
 
 enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
 
+// Weights of matrix-vector products to come, which only wait for memory: what one thread fetches of them during an op.
+struct FarWeights {
+  const char* at = nullptr;
+  ptrdiff_t left = 0;  // cache lines
+  // The next lines, or null when all have been handed out.
+  const char* take(ptrdiff_t lines) {
+    if (left <= 0) return nullptr;
+    const char* piece = at;
+    at += 64 * lines;
+    left -= lines;
+    return piece;
+  }
+  FarWeights part(int index, int count) const {
+    const Range r = split(left, count, index);
+    return {at + 64 * r.begin, r.end - r.begin};
+  }
+};
+
 // One picture of one run.
 struct Frame {
   float* arena;
@@ -62,7 +80,8 @@ struct Frame {
   float* shared;      // of all threads together, as large as the largest Op::shared_floats; not there for one thread
   const void* input;  // h x w x c of the kind given
   InputKind kind;
-  float* output;  // the output tensor as [h][w][c], dense
+  float* output;    // the output tensor as [h][w][c], dense
+  FarWeights* far;  // of the op that runs, for this thread
 
   uint8_t* bytes() const { return reinterpret_cast<uint8_t*>(arena); }
 };
@@ -128,6 +147,7 @@ class WeightStream {
 // What the tiles of one panel fetch: the next panel, and with the steps that are left a part of the next layer.
 struct WeightsAhead {
   WeightStream soon, later;
+  FarWeights* far = nullptr;  // what a ConvKernel fetches besides
   const char* take(ptrdiff_t lines) {
     const char* piece = soon.take(lines);
     return piece != nullptr ? piece : later.take(lines);
@@ -148,10 +168,15 @@ class Op {
   virtual WeightStream first_weights() const { return {}; }
   // Whether it fetches next_weights while it works.
   virtual bool fetches_ahead() const { return false; }
+  // Cache lines of weights of other ops that it can fetch besides, in all.
+  virtual ptrdiff_t far_lines() const { return 0; }
+  // All its weights, if it does nothing but wait for them, so that they should be in a cache when it begins.
+  virtual FarWeights streamed_weights() const { return {}; }
 
   // Set when the program is complete:
   WeightStream weights;       // first_weights() of this op and, if it fetches nothing, of those behind it
   WeightStream next_weights;  // `weights` of the op behind this one
+  FarWeights far;             // what it fetches besides
   const std::string name;     // of the node
   const std::string kernel;   // printed id, e.g. gemm_f32/avx512/14x32
 };

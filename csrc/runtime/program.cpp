@@ -11,6 +11,9 @@ namespace fmn {
 // Cache lines that are fetched ahead of a run of small ops: half of the second-level cache of small cores today.
 constexpr ptrdiff_t MAX_AHEAD = 512 * 1024 / 64;
 
+// And of those that only wait for their weights: what is fetched too early is gone again when it is read.
+constexpr ptrdiff_t MAX_FAR = 4 * 1024 * 1024 / 64;
+
 // Kernels of bytes may read a cache line beyond the last pixel.
 constexpr ptrdiff_t SLACK = 16;
 
@@ -77,9 +80,31 @@ void Program::finish(int input, int output) {
     op.weights = op.first_weights();
     if (next != nullptr && !op.fetches_ahead()) op.weights = op.weights.then(&next->weights, MAX_AHEAD);
   }
+  plan_far();
   tensor(input);
   input_ = input;
   output_ = output;
+}
+
+// Matrix-vector products take as long as their weights take to arrive, and weights that were read a run ago may be
+// nowhere nearer than in memory. So the ops before them fetch them: the last one what is read first, so that it is
+// still in the second-level cache then; the rest is at least in the third level.
+void Program::plan_far() {
+  std::vector<FarWeights> wanted;  // the last is read first
+  for (size_t i = ops_.size(); i-- > 0;) {
+    Op& op = *ops_[i];
+    FarWeights weights = op.streamed_weights();
+    ptrdiff_t room = MAX_FAR;
+    for (const FarWeights& w : wanted) room -= w.left;
+    weights.left = std::min(weights.left, room);
+    if (weights.left > 0) wanted.push_back(weights);
+    const ptrdiff_t most = op.far_lines();
+    if (most <= 0 || wanted.empty()) continue;
+    op.far = wanted.back();
+    op.far.left = std::min(op.far.left, most);
+    wanted.back().take(op.far.left);
+    if (wanted.back().left <= 0) wanted.pop_back();
+  }
 }
 
 void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output, int threads, double* times) const {
@@ -98,10 +123,13 @@ void Program::run(const void* input, InputKind kind, ptrdiff_t n, float* output,
     using Clock = std::chrono::steady_clock;
     auto last = Clock::now();
     for (ptrdiff_t i = 0; i < n; ++i) {
+      FarWeights far;
       const Frame frame{arena.data(), scratch + team.index() * scratch_floats_,
                         shared,       static_cast<const char*>(input) + i * in_bytes,
-                        kind,         output + i * out_values};
+                        kind,         output + i * out_values,
+                        &far};
       for (size_t step = 0; step < ops_.size(); ++step) {
+        far = ops_[step]->far.part(team.index(), team.count());
         ops_[step]->run(frame, team);
         if (times != nullptr && team.index() == 0) {
           const auto now = Clock::now();

@@ -37,6 +37,8 @@ class Program {
   size_t arena_bytes() const { return static_cast<size_t>(arena_floats_) * sizeof(float); }
 
  private:
+  void plan_far();
+
   const KernelTable& table_;
   const ptrdiff_t arena_floats_;
   ptrdiff_t scratch_floats_ = 0, shared_floats_ = 0;  // of each thread and of all, behind the arena

@@ -110,6 +110,10 @@ class StrassenOp final : public Op {
   ptrdiff_t scratch_floats() const override { return sum_floats_ + temporary_floats_; }
   WeightStream first_weights() const override { return stream(0); }
   bool fetches_ahead() const override { return true; }
+  ptrdiff_t far_lines() const override {
+    const ptrdiff_t pixels = ptrdiff_t{dst_.h} * dst_.w >> levels_;
+    return k_ * (pixels + mr_ - 1) / mr_ * static_cast<ptrdiff_t>(weights_->factors.size());
+  }
 
   void run(const Frame& frame, Team& team) const override {
     const ptrdiff_t chunks = (dst_.h + rows_ - 1) / rows_, groups = weights_->groups;
@@ -237,7 +241,8 @@ class StrassenOp final : public Op {
     const Factor& a = job.factors[index];
     WeightsAhead ahead{
         stream(job.group * n + index + 1),
-        next_weights.part({job.group * n + index, job.group * n + index + 1}, n * ptrdiff_t{weights_->groups})};
+        next_weights.part({job.group * n + index, job.group * n + index + 1}, n * ptrdiff_t{weights_->groups}),
+        job.frame.far};
     GemmArgs g;
     g.xs = BLOCK;
     g.segs = segments_[a.made].data();
@@ -260,6 +265,7 @@ class StrassenOp final : public Op {
         g.add = add != nullptr ? plus.p : nullptr;
         const char* soon = ahead.take(ptrdiff_t{k_} * count);
         g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+        g.prefetch_later = ahead.far->take(ptrdiff_t{k_} * count);
         fns_[static_cast<size_t>(mr)](g);
         c.skip(count * mr);
         plus.skip(count * mr);
@@ -316,7 +322,7 @@ class StrassenOp final : public Op {
       const int y = y0 + static_cast<int>(row % rows);
       const Range tiles{part.begin % per_row, std::min(part.end - row * per_row, per_row)};
       if (tiles.begin == 0) clear_padding(job.frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
-      WeightsAhead ahead = kernel_.ahead(p, next_weights);
+      WeightsAhead ahead = kernel_.ahead(p, next_weights, job.frame.far);
       float* const arena = job.frame.arena;
       kernel_.run(
           {arena + src_.at(0, y, 0), arena + dst_.at(0, y, 0), dst_.block_stride(),

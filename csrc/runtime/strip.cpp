@@ -89,6 +89,11 @@ class StripOp final : public Op {
   }
 
   bool fetches_ahead() const override { return expand_.has_value() || project_.has_value(); }
+  ptrdiff_t far_lines() const override {
+    if (src_.floats() + dst_.floats() >= L2_FLOATS) return 0;
+    return (expand_ ? expand_->far_lines(ptrdiff_t{expand_->tiles(mid_.w)} * mid_.h) : 0) +
+           (project_ ? project_->far_lines(tiles(0, oh_)) : 0);
+  }
 
   void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
@@ -110,7 +115,7 @@ class StripOp final : public Op {
     const Target target{frame.shared, &whole_, &*project_whole_};
     const bool share_panels = project_->weights().floats() > 4 * whole_.floats();
     project_->share(
-        team, tiles(0, oh_), share_panels, next_weights,
+        team, tiles(0, oh_), share_panels, next_weights, frame.far,
         [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, p, ahead); });
   }
 
@@ -179,7 +184,7 @@ class StripOp final : public Op {
         clear_padding(frame.arena, dst_, blocks, {y, end});
       } else if (target.project != nullptr) {
         for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(project_->panels().size()); ++p) {
-          WeightsAhead ahead = target.project->ahead(p, next_weights);
+          WeightsAhead ahead = target.project->ahead(p, next_weights, frame.far);
           project(frame, target, y, end, {0, tiles(y, end)}, p, ahead);
         }
       }
@@ -192,7 +197,7 @@ class StripOp final : public Op {
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
     const Panel& panel = expand_->panels()[static_cast<size_t>(p)];
-    WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights);
+    WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights, frame.far);
     if (through_ && y0 < y1) {
       const int count = (y1 - y0) * mid_.w, n = expand_->tiles(count);
       expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, panel,

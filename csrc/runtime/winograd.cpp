@@ -165,12 +165,13 @@ class WinogradOp final : public Op {
       g.c_stride = chunk_ * BLOCK;
       g.add = nullptr;
       g.add_stride = 0;
+      g.prefetch_later = nullptr;
       g.act = {ActKind::clamp, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity(), 0, 0};
       for (int e = 0; e < elements_; ++e) {
         g.b = weights_->panel(panel) + e * element;
         g.bias = e == edge_ + 1 ? w.bias + panel.block * BLOCK : zeros_.data();
         const bool more = e + 1 < elements_ || p + 1 < part.end;
-        WeightsAhead ahead{more ? WeightStream(g.b + element, element) : WeightStream(), later};
+        WeightsAhead ahead{more ? WeightStream(g.b + element, element) : WeightStream(), later, nullptr};
         const auto some = [&](ptrdiff_t begin, ptrdiff_t count, ptrdiff_t mr) {
           if (count <= 0) return;
           g.tiles = count;
