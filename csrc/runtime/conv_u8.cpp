@@ -9,8 +9,9 @@ namespace fmn {
 namespace {
 
 constexpr ptrdiff_t TILES_AT_A_TIME = 8;
-constexpr int MAX_PASSES = 3;   // weights of -255 to 255 are the sum of three of -127 to 127
-constexpr ptrdiff_t LINE = 64;  // bytes of a cache line
+constexpr ptrdiff_t SHORT_WORDS = 64;  // with fewer, the end of a tile counts
+constexpr int MAX_PASSES = 3;          // weights of -255 to 255 are the sum of three of -127 to 127
+constexpr ptrdiff_t LINE = 64;         // bytes of a cache line
 constexpr ptrdiff_t L1_BYTES = ptrdiff_t{32} << 10;
 constexpr ptrdiff_t L2_BYTES = ptrdiff_t{1} << 20;  // of small cores today
 
@@ -97,7 +98,10 @@ class ConvU8Op final : public Op {
     rows_ = flat_ ? 1 : dst.h;
     const ptrdiff_t weight_bytes = words_ * 4 * BLOCK * ((w.oc + BLOCK - 1) / BLOCK);
     panels_outside_ = weight_bytes > L2_BYTES / 2 || src.elements() + dst.elements() < L2_BYTES;
-    share_panels_ = weight_bytes > L2_BYTES / 2 || weight_bytes > 4 * src.elements();  // as in conv.cpp
+    // Which half of the work a thread does. By tiles it reads half of the map and all weights; by panels all of the
+    // map, but what it writes is, if a depthwise convolution follows, also what it reads next: that goes by blocks.
+    const bool widens = dst.elements() >= src.elements() && src.elements() < L2_BYTES / 2;
+    share_panels_ = weight_bytes > L2_BYTES / 2 || weight_bytes > 4 * src.elements() || widens;
   }
 
   void run(const Frame& frame, Team& team) const override {
@@ -115,7 +119,9 @@ class ConvU8Op final : public Op {
       });
       return;
     }
-    const ptrdiff_t grain = std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels));
+    // A part of few tiles leaves a kernel little to overlap, and is dear where a tile is short.
+    const ptrdiff_t least = words_ < SHORT_WORDS ? TILES_AT_A_TIME : TILES_AT_A_TIME / 2;
+    const ptrdiff_t grain = std::max(std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels)), least);
     team.share(n_tiles, grain, [&](Range part) {
       for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
         const Range tiles{begin, std::min(begin + TILES_AT_A_TIME, part.end)};
@@ -246,8 +252,8 @@ class DepthwiseU8Op final : public Op {
 
   void run(const Frame& frame, Team& team) const override {
     const PackedU8& w = *spec_.weights;
-    const ptrdiff_t macs = ptrdiff_t{dst_.w} * w.kh * w.kw * BLOCK;  // of a row; of bytes, and at half of the speed
-    team.share(ptrdiff_t{dst_.blocks()} * dst_.h, grain_of_macs(macs / 2), [&](Range part) {
+    const ptrdiff_t macs = ptrdiff_t{dst_.w} * w.kh * w.kw * BLOCK;  // of a row; at a quarter of the speed of others
+    team.share(ptrdiff_t{dst_.blocks()} * dst_.h, grain_of_macs(macs * 2), [&](Range part) {
       for (ptrdiff_t i = part.begin; i < part.end;) {
         const int block = static_cast<int>(i / dst_.h), y = static_cast<int>(i % dst_.h);
         const int end = static_cast<int>(std::min<ptrdiff_t>(dst_.h, y + part.end - i));
