@@ -114,20 +114,30 @@ class PoolU8Op final : public Op {
         columns_(std::move(columns)) {}
 
   void run(const Frame& frame, Team& team) const override {
-    byte_rows(frame, dst_, team, [&](int block, int y, uint8_t* dst) {
-      const PoolSpan& r = rows_[static_cast<size_t>(y)];
-      for (int x = 0; x < dst_.w; ++x, dst += BLOCK) {
-        const PoolSpan& c = columns_[static_cast<size_t>(x)];
-        if (pool_.kind == PoolKind::max) {
-          largest(frame, block, r, c, dst);
-        } else {
-          mean(frame, block, r, c, dst);
-        }
+    // The rows that are read count, not those that are written: few, where a map becomes a pixel.
+    const ptrdiff_t bytes = src_.pitch() * std::max(rows_[0].end - rows_[0].begin, 1);
+    team.share(ptrdiff_t{dst_.blocks()} * dst_.h, grain_of_bytes(bytes), [&](Range part) {
+      for (ptrdiff_t i = part.begin; i < part.end; ++i) {
+        row(frame, static_cast<int>(i / dst_.h), static_cast<int>(i % dst_.h));
       }
     });
   }
 
  private:
+  void row(const Frame& frame, int block, int y) const {
+    uint8_t* dst = frame.bytes() + dst_.at(block, y, 0);
+    const PoolSpan& r = rows_[static_cast<size_t>(y)];
+    for (int x = 0; x < dst_.w; ++x, dst += BLOCK) {
+      const PoolSpan& c = columns_[static_cast<size_t>(x)];
+      if (pool_.kind == PoolKind::max) {
+        largest(frame, block, r, c, dst);
+      } else {
+        mean(frame, block, r, c, dst);
+      }
+    }
+    clear_padding(frame.arena, dst_, {block, block + 1}, {y, y + 1});
+  }
+
   void largest(const Frame& frame, int block, const PoolSpan& r, const PoolSpan& c, uint8_t* dst) const {
     uint8_t most[BLOCK] = {};
     for (int y = r.begin; y < r.end; ++y) {
