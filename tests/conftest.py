@@ -104,8 +104,8 @@ def model_file(tmp_path: Path, make_graph: Callable[..., Graph], monkeypatch: py
 
 
 @pytest.fixture(scope="session")
-def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs another Python with the given arguments and returns what it did. It imports the same package as this one.
+def start_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
+    """Starts another Python with the given arguments. It imports the same package as this one.
 
     FASTMOBILENET_TEST_PYTHON is the command to start it with, where sys.executable does not start by itself: under
     an emulator.
@@ -115,16 +115,32 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpro
     package = str(Path(fastmobilenet.__file__).resolve().parent.parent)
     search = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), package) if p)
 
-    def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    def start(*args: str, **options: Any) -> subprocess.Popen[str]:
         options.setdefault("cwd", folder)
         options["env"] = {**os.environ, "PYTHONPATH": search, **options.get("env", {})}
-        if "stdout" not in options:
-            options["capture_output"] = True
         try:
-            return subprocess.run([*command, *args], text=True, timeout=timeout, **options)
+            return subprocess.Popen([*command, *args], text=True, **options)
         except OSError as error:
             if error.errno == errno.ENOEXEC:
                 pytest.skip(f"{command[0]} does not start by itself here; set FASTMOBILENET_TEST_PYTHON")
             raise
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs another Python with the given arguments and returns what it did; see start_python."""
+
+    def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        if "stdout" not in options:
+            options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with start_python(*args, **options) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
