@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native, winograd
+from . import _native, in_file, winograd
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
@@ -46,7 +46,7 @@ class Engine:
         # Made when a plan wants them first: of layers that share their weights with `base`, only once.
         self._winograd: dict[_native.PackedWeights, _native.WinogradWeights] = {} if base is None else base._winograd
         self._weights_u8: dict[str, tuple[_native.PackedU8, str]] = {}
-        self._params_u8: dict[str, Mapping[str, np.ndarray]] = {}  # to give them back
+        self._params_u8: dict[str, Mapping[str, np.ndarray | in_file.Place]] = {}  # to give them back
         # By the identity of the array without values: a new layer may have the name of an old one.
         known = {} if base is None else {id(n.params.get("weight")): n.name for n in base._graph.nodes if n.params}
         for node in (n for n in graph.nodes if n.op in ("conv2d", "dense")):
@@ -57,7 +57,7 @@ class Engine:
                 self._weights[node.name] = base._weights[origin]
             elif quantized(node):
                 self._weights_u8[node.name] = _pack_u8(store, graph, node, isa)
-                self._params_u8[node.name] = node.params
+                self._params_u8[node.name] = in_file.keep(node.params)
             else:
                 self._weights[node.name] = _pack(store, graph, node, self.isa)
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
@@ -80,7 +80,7 @@ class Engine:
         kinds = of_graph(self._graph)
         return " and ".join(n for n, k in ((self._isa_u8, "int8"), (self.isa, "fp32")) if k in kinds)
 
-    def _u8_layer(self, name: str) -> tuple[tuple[_native.PackedU8, str], Mapping[str, np.ndarray]]:
+    def _u8_layer(self, name: str) -> tuple[tuple[_native.PackedU8, str], Mapping[str, np.ndarray | in_file.Place]]:
         return self._weights_u8[name], self._params_u8[name]
 
     @property
@@ -89,14 +89,15 @@ class Engine:
         return self._graph
 
     def graph(self) -> Graph:
-        """The graph as it runs, batch norm folded and activations fused, with its weights read back: new arrays."""
-        nodes = []
+        """The graph as it runs, batch norm folded and activations fused, with its weights read back: new arrays.
+        Raises ModelError where weights of bytes are in a file that was changed (in_file.py)."""
+        nodes, reader = [], in_file.Reader()
         for node in self._graph.nodes:
             params = {}
             if node.op == "lookup":
                 params = dict(node.params)
             elif node.name in self._params_u8:
-                params = dict(self._params_u8[node.name])
+                params = reader.arrays(self._params_u8[node.name])
             elif node.name in self._weights:
                 weight, bias = self._weights[node.name].unpack()
                 if node.op == "dense":
@@ -347,7 +348,8 @@ def _from_blocks(weight: np.ndarray, c: int) -> np.ndarray:
 
 
 def without_data(graph: Graph) -> Graph:
-    """The graph with weights that keep their shape only; the values live in the packed weights. Tables stay."""
+    """The graph with weights that keep their shape only; the values live in the packed weights. Tables are copied:
+    a plan reads them, and the file of which they may be views is not ours."""
     one = np.zeros(1, np.float32)
     one.flags.writeable = False
 
@@ -355,7 +357,8 @@ def without_data(graph: Graph) -> Graph:
         return np.ndarray(v.shape, np.float32, one, strides=(0,) * v.ndim)  # eight times as fast as broadcast_to
 
     nodes = tuple(
-        n if n.op == "lookup" else replace(n, params={k: ghost(v) for k, v in n.params.items()}) for n in graph.nodes
+        replace(n, params={k: v.copy() if n.op == "lookup" else ghost(v) for k, v in n.params.items()})
+        for n in graph.nodes
     )
     return graph.replace(nodes=nodes)
 

@@ -114,6 +114,9 @@ class Model(Uses, Quantizing, Detecting):
         names in the model file, else those in a file ``*labels*.txt`` in the same folder that has as many names
         as the network has classes (see :func:`fastmobilenet.labels.find`).
 
+        Whatever becomes of the file afterwards, the model runs as before. If a quantised .fmn file is written to in
+        place, not replaced, then :meth:`save`, :attr:`graph` and pickle raise ModelError: in_file.py says why.
+
         Raises FileNotFoundError, ModelError (a damaged or unsupported file), TypeError and ValueError.
         """
         arguments.check_precision(precision)
@@ -123,7 +126,7 @@ class Model(Uses, Quantizing, Detecting):
             source = import_module(".starter", __package__).used()
         if not isinstance(source, (str, os.PathLike)):
             raise TypeError(f"source must be the path of a model file, not {type(source).__name__}")
-        from . import importers, sources  # imported here: a program that makes its own Graph needs neither
+        from . import sources  # imported here: a program that makes its own Graph needs no readers
 
         path = os.fsdecode(source)
         graph, origin = sources.read(path, arch=arch, quantized=precision != "fp32")
@@ -140,7 +143,6 @@ class Model(Uses, Quantizing, Detecting):
         if model.labels != own_labels or model.labels is None:
             options["labels"] = model.labels or ()
         model._origin = origin.after(options)
-        importers.release_pages()
         _native.release_free_memory()  # the file, and the weights as they were in it
         return model
 

@@ -48,7 +48,8 @@ class Uses:
 
         The network is written as it runs, batch norm folded and activations fused; a Model that is loaded from the file
         gives the same bits. The file is written whole or not at all: while it is written, and if that fails, ``path``
-        is what it was before. Raises OSError where it cannot be written.
+        is what it was before. Raises OSError where it cannot be written, and ModelError where the .fmn file that this
+        Model is from was changed in place (see :meth:`load`).
         """
         from . import fmn  # imported here: few programs write files
 

@@ -90,13 +90,6 @@ def load(
     )
 
 
-def release_pages() -> None:
-    """Gives back the memory of files whose weights are packed."""
-    from . import fmn
-
-    fmn.release_pages()
-
-
 def _refuse_options(name: str, options: Mapping[str, object]) -> None:
     given = [key for key, value in options.items() if value is not None]
     if given:

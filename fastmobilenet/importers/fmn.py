@@ -6,12 +6,12 @@ import dataclasses
 import mmap
 import re
 import struct
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from .. import in_file
 from ..activation import Activation
 from ..attributes import check_graph
 from ..errors import ModelError
@@ -44,33 +44,28 @@ def recognise(file: BinaryIO, size: int) -> bool:
         file.seek(place)
 
 
-#: Files that are mapped still.
-_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-
-
 def load_file(file: BinaryIO, name: str) -> Graph:
     """The network in an open file, as :func:`load` gives it. Its arrays are views of the file, which stays mapped as
     long as there is one of them. (Where files cannot be mapped it is read.)
 
     A file may be replaced by another one meanwhile, as :func:`fastmobilenet.fmn.save` does. But one that is cut off in
     place takes the pages away under the arrays, and the operating system ends a process that reads them then (SIGBUS).
-    A Model keeps no such array: it is safe as soon as it is loaded.
+    A Model keeps no such array: it is safe as soon as it is loaded (in_file.py).
     """
-    data: safetensors.Bytes
     try:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _mapped.add(data)
     except (OSError, ValueError):  # a file system that cannot map files; or the file has become empty
-        data = file.read()
-    return load(data, name)
+        return load(file.read(), name)
+    graph, checksum = _named(data, name)
 
+    def unchanged(found: bytes) -> None:
+        metadata, _, begin = safetensors.read_all(found)
+        _check_sum(metadata, found, begin)
+        if metadata[CHECKSUM] != checksum:
+            raise ModelError("another network")
 
-def release_pages() -> None:
-    """Gives back the memory of files that are still mapped. Weights of bytes stay there, for ``Model.graph``; once
-    they are packed nothing else reads them, and a page that is read again comes from the file."""
-    for data in list(_mapped):
-        if hasattr(mmap, "MADV_DONTNEED"):
-            data.madvise(mmap.MADV_DONTNEED)
+    in_file.register(data, file.fileno(), name, unchanged)
+    return graph
 
 
 def load(data: safetensors.Bytes, name: str = "model.fmn") -> Graph:
@@ -79,13 +74,18 @@ def load(data: safetensors.Bytes, name: str = "model.fmn") -> Graph:
     The arrays are read-only views of ``data``. ``name`` is the file's name or path, for messages. Raises ModelError for
     whatever is damaged or not supported.
     """
+    return _named(data, name)[0]
+
+
+def _named(data: safetensors.Bytes, name: str) -> tuple[Graph, str]:
     try:
         return _read(data)
     except ModelError as error:
         raise ModelError(f"{name} is not a valid .fmn file: {error}") from None
 
 
-def _read(data: safetensors.Bytes) -> Graph:
+def _read(data: safetensors.Bytes) -> tuple[Graph, str]:
+    """The network, and the checksum of the file."""
     metadata, tensors, begin = safetensors.read_all(data)
     _check_version(metadata)
     _check_sum(metadata, data, begin)
@@ -110,7 +110,7 @@ def _read(data: safetensors.Bytes) -> Graph:
     fields.finish()
     reader.finish()
     check_graph(graph)
-    return graph
+    return graph, metadata[CHECKSUM]
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:
