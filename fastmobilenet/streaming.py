@@ -137,23 +137,22 @@ def _run(
     """A batch, in a worker."""
     from . import image
 
-    pixels: list[npt.NDArray[np.uint8]] = []
+    inputs: list[npt.NDArray[Any]] = []  # (1, h, w, 3) of bytes, or what the network takes as floats
     errors: list[Exception | None] = []
     for picture in group:
         try:
-            pixels.append(image.prepare(image.decode(picture), model.preprocess, at))
+            inputs.append(model._batch(image.decode(picture), at)[0])
             errors.append(None)
         except FAILURES as error:
             errors.append(error)
     found: list[Any] = []
     try:
-        if pixels:
-            batch = pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
-            out = model.run(batch, size=at, outputs=names)
-            if isinstance(out, dict):
-                found = [{name: value[i] for name, value in out.items()} for i in range(len(pixels))]
-            else:
-                found = list(out)
+        if inputs:
+            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+            out = model._run(batch, at, names)
+            found = [{name: value[i] for name, value in out.items()} for i in range(len(inputs))]
+            if names is None:
+                found = [one[""] for one in found]
     except FAILURES as error:  # not enough memory
         errors = [before or error for before in errors]
     rest = iter(found)

@@ -6,6 +6,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fastmobilenet import Graph, MapResult, Model
 
+from .colours import make_detector
 from .samples import assert_same_bits, pixels
 
 
@@ -51,6 +53,23 @@ def test_any_order_and_kind(model: Model, paths: list[str]) -> None:
     for result in results:
         assert_same_bits(result.output, model.run(result.source))
     assert list(model.map([])) == []
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_pictures_that_are_not_resized_to_bytes(paths: list[str], layout: str, batch: int) -> None:
+    """As torchvision's detectors want them: the rows of a detector, and its boxes, are those of run."""
+    graph = make_detector(layout)
+    preprocess = replace(graph.preprocess, interpolation="linear", channels="bgr")
+    model = Model.from_graph(graph.replace(preprocess=preprocess))
+    sources = [*paths, pixels(64, 64, 3), "none.png"]
+    for outputs in (None, ["boxes", "logits"]):
+        results = list(model.map(sources, batch=batch, outputs=outputs))
+        assert [r.ok for r in results] == [True] * 13 + [False]
+        for r in results[:-1]:
+            wanted = model.run(r.source, outputs=outputs)
+            for name in outputs or [""]:
+                assert_same_bits(r.output[name] if outputs else r.output, wanted[name] if outputs else wanted)
 
 
 def test_outputs_and_size(model: Model, paths: list[str]) -> None:
