@@ -73,11 +73,13 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """A network of the hub: the graph; the weights' file in the cache; the name with the commit that it is."""
+    """A network of the hub: the graph; the weights' file in the cache; the name with the commit that it is; and the
+    architecture."""
 
     graph: Graph
     path: str
     name: str
+    arch: str
 
 
 def parse(source: str) -> Name | None:
@@ -134,7 +136,7 @@ def load(name: Name) -> Found:
     graph = graph.replace(
         preprocess=config["preprocess"], input_size=config["input_size"], labels=config["labels"], name=name.repository
     )
-    return Found(graph, path, f"{PREFIX}{pinned}")
+    return Found(graph, path, f"{PREFIX}{pinned}", config["architecture"])
 
 
 # --- config.json ------------------------------------------------------------------------------------------

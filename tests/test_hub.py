@@ -344,6 +344,11 @@ def test_commands_features_and_pickles(run_python: Python, server: Hub, tmp_path
     assert "class " in command("classify", str(tmp_path / "a.png"), "--model", "mobilenet_v2")
     assert "96x64" in command("info", "me/net")
     assert "3.5" in command("info", "mobilenet_v2")  # the architecture itself, in million parameters
+    for model in ("me/net", "mobilenet_v2"):
+        report = json.loads(command("verify", model, "--against", "reference", "--json"))
+        assert report["ok"] and report["file"] == model
+    shown = command("verify", "me/net", str(tmp_path / "a.png"))
+    assert "timm's mobilenetv3_small_050" in shown or "install torch to compare with it" in shown
     assert "written" in command("convert", "me/net", str(tmp_path / "net.fmn"))
     code = (
         "import pickle, sys, numpy as np\n"

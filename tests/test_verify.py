@@ -417,5 +417,5 @@ def test_what_a_library_raises_is_one_line() -> None:
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx: No such file" in capsys.readouterr().err
-    assert main(["verify", "mobilenet_v2"]) == 1
-    assert "mobilenet_v2 is an architecture, and verify needs trained weights" in capsys.readouterr().err
+    assert main(["verify", "squeezenet1_1"]) == 1
+    assert "squeezenet1_1 is an architecture, and verify needs trained weights" in capsys.readouterr().err

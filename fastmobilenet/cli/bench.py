@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FILE|NAME",
-        help=f"model file or architecture (default: {DEFAULT_MODEL})",
+        help=f"model file, timm/NAME of the hub, or architecture (default: {DEFAULT_MODEL})",
     )
     add_arch_option(parser)
     parser.add_argument("--size", type=picture_size, metavar="HxW", help="picture size (default: the model's own)")

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="FILE", help="a model file, or the name of an architecture")
+    parser.add_argument("model", metavar="FILE", help="a model file, timm/NAME of the hub, or an architecture")
     add_arch_option(parser)
     parser.add_argument("--size", type=picture_size, metavar="HxW", help="picture size (default: the model's own)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

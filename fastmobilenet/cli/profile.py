@@ -36,7 +36,11 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture")
-    parser.add_argument("--model", metavar="FILE|NAME", help="model file or architecture (default: the starter model)")
+    parser.add_argument(
+        "--model",
+        metavar="FILE|NAME",
+        help="model file, timm/NAME of the hub, or architecture (default: the starter model)",
+    )
     add_arch_option(parser)
     parser.add_argument("--size", type=picture_size, metavar="HxW", help="picture size (default: the model's own)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads (default: the cores it may use)")

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="MODEL", help="a model file of any kind")
+    parser.add_argument("source", metavar="MODEL", help="a model file of any kind, or timm/NAME of the hub")
     parser.add_argument("images", metavar="IMAGES", help="a folder of pictures")
     parser.add_argument("target", metavar="OUT", help="the file to write; its name ends in .fmn")
     add_arch_option(parser)
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         help="share of the pictures that only test (default: 0.2)",
     )
     parser.add_argument(
-        "--size", type=picture_size, metavar="SIZE", help="size to calibrate at (default: the model's own)"
+        "--size", type=picture_size, metavar="HxW", help="size to calibrate at (default: the model's own)"
     )
     parser.add_argument("--no-equalize", action="store_true", help="do not bring channels to more equal ranges")
     parser.add_argument("--no-bias-correction", action="store_true", help="do not correct biases for rounded weights")

@@ -179,7 +179,7 @@ def check_trained(source: str, command: str) -> None:
     if _is_missing(source):
         from .. import hub, importers, models
 
-        if source in models.available() and (source not in hub.ALIASES or command == "verify"):
+        if source in models.available() and source not in hub.ALIASES:
             raise CommandError(
                 f"{source} is an architecture, and {command} needs trained weights: give a model file with --model "
                 f"({importers.SUPPORTED}); for one that holds weights only, add --arch {source}"

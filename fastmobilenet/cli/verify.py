@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Progress, add_arch_option, check_trained, printable, table
+from .terminal import CommandError, Progress, add_arch_option, check_trained, printable, table
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -20,11 +19,12 @@ examples:
   fastmobilenet verify mobilenet_v2.onnx
   fastmobilenet verify net.tflite cat.jpg dog.jpg --against litert
   fastmobilenet verify weights.pth --arch mobilenet_v2 --json
+  fastmobilenet verify timm/mobilenetv3_large_100.ra_in1k
 
 What it is compared with, where --against does not say: onnxruntime for .onnx files; litert for .tflite files; torch,
-with torchvision's or timm's network, for weights with --arch; and for what none of them reads, or where the one that
-does is not installed, the float64 reference of this package. That one computes what was read from the file, so it sees
-a mistake of the engine but none of the reader.
+with torchvision's or timm's network, for weights with --arch and those of the hub; and for what none of them reads, or
+where the one that does is not installed, the float64 reference of this package. That one computes what was read from
+the file, so it sees a mistake of the engine but none of the reader.
 
 output:
   difference  the largest difference of two outputs, as a part of the largest value among them
@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="FILE", help="a model file")
+    parser.add_argument("model", metavar="FILE", help="a model file, or timm/NAME of the hub")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures (default: some that are made up)")
     parser.add_argument(
         "--against",
@@ -75,11 +75,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import importers, peers, verify
+    from .. import peers, verify
 
     check_trained(args.model, "verify")
-    graph = importers.load(args.model, arch=args.arch)
-    peer, remarks = peers.choose(os.fspath(args.model), graph, args.arch, args.against)
+    path, graph, arch = _read(args.model, args.arch)
+    peer, remarks = peers.choose(path, graph, arch, args.against)
     progress = Progress()
     try:
         report = verify.verify(graph, peer, verify.pictures(graph, args.images), args.tolerance, progress.show)
@@ -91,6 +91,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(graph, report, remarks)))
     return 0 if report.ok else 1
+
+
+def _read(source: str, arch: str | None) -> tuple[str, Graph, str | None]:
+    """The file, which may be one of the hub's cache, the network in it, and its architecture where it does not say."""
+    from .. import hub, importers
+
+    name = hub.parse(source)
+    if name is None:
+        return source, importers.load(source, arch=arch), arch
+    if arch is not None:
+        raise CommandError(f"{name} says its own architecture; --arch is for a file that holds weights only")
+    found = hub.load(name)
+    return found.path, found.graph, found.arch
 
 
 def as_json(path: str, report: Report, remarks: list[str]) -> dict[str, Any]:
