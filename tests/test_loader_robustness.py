@@ -253,6 +253,16 @@ def test_small_nonsense(data: bytes) -> None:
     assert check([data]) == (0, 1)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 5, 8, 0])
+def test_products_by_other_counts_of_channels(channels: int) -> None:
+    """Two products in a row become one before shapes are checked."""
+    t = TfliteWriter()
+    x, y, z = t.tensor("x", (1, 2, 2, 4)), t.tensor("y", (1, 2, 2, 4)), t.tensor("z", (1, 2, 2, channels or 4))
+    t.mul(x, t.constant("first", np.ones(4, np.float32)), y)
+    t.mul(y, t.constant("second", np.ones(channels, np.float32)), z)
+    assert check([t.finish(x, z)]) == ((1, 0) if channels == 4 else (0, 1))
+
+
 @pytest.mark.parametrize("sizes", [(2, 4), (5, 4), (4, 0), (100, 4), (4, 100), (6, 4)])
 def test_sizes_of_a_table(sizes: tuple[int, int]) -> None:
     """Of its vtable and of the table itself."""

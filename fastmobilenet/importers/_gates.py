@@ -151,9 +151,12 @@ def _fills_one(activation: Activation | None, factor: float) -> bool:
 
 
 def _product(first: Node, second: Node) -> dict[str, np.ndarray] | None:
-    """The parameters of two affine nodes in one; None where they become infinite."""
+    """The parameters of two affine nodes in one; None where they become infinite, or where a damaged file gives the
+    nodes other channels (what is read here is checked as a whole later)."""
     gamma, beta = (first.params[k].astype(np.float64) for k in ("gamma", "beta"))
     scale, shift = (second.params[k].astype(np.float64) for k in ("gamma", "beta"))
+    if gamma.shape != scale.shape:
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         params = affine(gamma * scale, beta * scale + shift, gamma.size)
     return params if all(np.isfinite(v).all() for v in params.values()) else None
