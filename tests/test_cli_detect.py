@@ -115,7 +115,10 @@ def test_wrong_models(model: str, model_file: str, tmp_path: Path, capsys: pytes
 
 def test_classify_refuses_a_detector(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify", picture(tmp_path, "a.png"), "--model", model]) == 1
-    assert "it is a detector" in capsys.readouterr().err
+    assert 'is a detector: it gives pictures no class; use "fastmobilenet detect"' in capsys.readouterr().err
+    assert main(["classify", str(tmp_path), "--model", model, "--out", str(tmp_path / "rows.csv")]) == 1
+    assert 'use "fastmobilenet detect"' in capsys.readouterr().err
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,11 @@ Load = Callable[[bytes | bytearray], Graph]
 SAMPLES = {**{dtype: sample(dtype) for dtype in ("float32", "uint8", "int8")}, "mixed": mixed()}
 
 
+def as_it_is(data: bytes | bytearray) -> Graph:
+    """What is quantised in the file runs on bytes."""
+    return tflite.load(data, quantized=True)
+
+
 def try_to_load(data: bytes | bytearray, run: bool = True, load: Load = tflite.load) -> Graph | None:
     """None where the file was refused, as it should be."""
     try:
@@ -202,6 +207,15 @@ def test_every_flipped_byte(dtype: str, pytestconfig: pytest.Config) -> None:
     loaded, refused = check(flips(data, places, masks), trace=False)
     assert refused > len(places) // 10
     assert loaded > len(places) // 10  # names, weights, unused fields
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_flipped_bytes_of_what_runs_on_bytes(dtype: str, pytestconfig: pytest.Config) -> None:
+    data = SAMPLES[dtype]
+    step = 1 if pytestconfig.getoption("--slow") else 11 if patience() < 4 else 67
+    places = range(0, min(len(data), 4096), step)
+    loaded, refused = check(flips(data, places, (0xFF,)), trace=False, load=as_it_is)
+    assert min(loaded, refused) > len(places) // 10
 
 
 @pytest.mark.slow

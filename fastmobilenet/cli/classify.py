@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     if args.engine != "local" and args.out is None:
         raise CommandError(f"--engine {args.engine} is for --out FILE")
     model = load_model(args)
+    if model.detector is not None:
+        raise CommandError(f'{args.model} is a detector: it gives pictures no class; use "fastmobilenet detect"')
     paths, problems = collect(args.images)
     for problem in problems:
         report(problem)

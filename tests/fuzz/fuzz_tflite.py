@@ -4,7 +4,8 @@
     python -m tests.fuzz.fuzz_tflite --seeds corpus     # writes small valid files into corpus/
     python -m tests.fuzz.fuzz_tflite -timeout=5 -rss_limit_mb=600 corpus
 
-A file is refused with ModelError or gives a network that runs. Anything else stops the fuzzer.
+A file is refused with ModelError or gives a network that runs, dequantised and on bytes. Anything else stops the
+fuzzer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ import atheris
 with atheris.instrument_imports(include=["fastmobilenet.importers"]):
     from fastmobilenet.importers import tflite  # noqa: F401  (instrumented here, before the tests import it)
 
-from tests.test_loader_robustness import SAMPLES, try_to_load
+from tests.test_loader_robustness import SAMPLES, as_it_is, try_to_load
+
+
+def one_input(data: bytes) -> None:
+    try_to_load(data)
+    try_to_load(data, load=as_it_is)
 
 
 def main() -> None:
@@ -27,7 +33,7 @@ def main() -> None:
         for dtype, data in SAMPLES.items():
             (folder / f"{dtype}.tflite").write_bytes(data)
         return
-    atheris.Setup(sys.argv, lambda data: try_to_load(data) and None)
+    atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 
 
