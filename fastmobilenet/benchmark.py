@@ -14,7 +14,7 @@ import numpy as np
 
 from .graph import count_macs, infer_shapes
 from .model import Model
-from .precision import of_graph
+from .precision import of_graph, of_node
 from .values import check_count, check_size
 
 #: Runs before the clock starts: the first makes the plan and touches its memory, the rest warm the caches.
@@ -41,6 +41,8 @@ class Result:
     peak_gflops: float  # of all threads together: one thread's measured peak times their number
     times: tuple[float, ...]
     precision: str = "fp32"  # or "int8", or "int8 and fp32"
+    macs_int8: int = 0  # how many of ``macs`` are on bytes
+    peak_gops_int8: float = 0.0  # their peak, as peak_gflops is that of the others; 0 where there are none
 
     @property
     def minimum(self) -> float:
@@ -63,7 +65,10 @@ class Result:
 
     def share_of_peak(self, seconds: float) -> float:
         """The part of the measured peak that a call of so many seconds reaches, 0..1."""
-        return self.gflops(seconds) / self.peak_gflops
+        least = (self.macs - self.macs_int8) / self.peak_gflops
+        if self.macs_int8:
+            least += self.macs_int8 / self.peak_gops_int8
+        return 2e-9 * self.batch * least / seconds
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON; times in milliseconds."""
@@ -77,11 +82,13 @@ class Result:
             "precision": self.precision,
             "cpu": self.cpu,
             "macs": self.macs,
+            "macs_int8": self.macs_int8,
             "runs": len(self.times),
             "min_ms": 1e3 * self.minimum,
             "median_ms": 1e3 * self.median,
             "images_per_second": self.images_per_second,
             "peak_gflops": self.peak_gflops,
+            "peak_gops_int8": self.peak_gops_int8,
             "share_of_peak_median": self.share_of_peak(self.median),
             "share_of_peak_min": self.share_of_peak(self.minimum),
             "times_ms": [1e3 * t for t in self.times],
@@ -99,7 +106,7 @@ def benchmark(
     """Time ``model.run`` on uint8 pixels that have the network's size, normalisation included, for ``seconds`` and
     at least MIN_RUNS calls. ``progress`` is called between the calls with the part of the time that has passed, 0..1.
 
-    The peak is measured before and after, and the larger figure counts: a shared machine is rarely quiet.
+    The peaks are measured before and after, and the larger figures count: a shared machine is rarely quiet.
     Raises ValueError for a network that takes no pictures, ModelError for a size that it does not allow, TypeError and
     ValueError for other arguments.
     """
@@ -114,7 +121,7 @@ def benchmark(
     pixels = np.random.default_rng(0).integers(0, 256, (batch, h, w, 3), dtype=np.uint8)
     for _ in range(WARM_UP):
         model.run(pixels, size=(h, w))
-    peak = _peak_gflops(model.isa)
+    peaks = _peaks(model)
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < MIN_RUNS or time.perf_counter() - start < seconds:
@@ -123,7 +130,8 @@ def benchmark(
         times.append(time.perf_counter() - before)
         if progress is not None:
             progress(min((time.perf_counter() - start) / seconds, 1.0))
-    peak = max(peak, _peak_gflops(model.isa))
+    peak, peak_int8 = map(max, peaks, _peaks(model))
+    macs = {node.name: count_macs(node, shapes) for node in graph.nodes}
     return Result(
         model=model.name,
         size=(h, w),
@@ -131,18 +139,22 @@ def benchmark(
         threads=model.threads,
         isa=model._engine.isas,
         cpu=cpu_name(),
-        macs=sum(count_macs(node, shapes) for node in graph.nodes),
+        macs=sum(macs.values()),
         peak_gflops=peak * model.threads,
         times=tuple(times),
         precision=of_graph(graph),
+        macs_int8=sum(macs[node.name] for node in graph.nodes if of_node(node) == "int8"),
+        peak_gops_int8=peak_int8 * model.threads,
     )
 
 
-def _peak_gflops(isa: str) -> float:
-    """The multiply-adds that one thread can do with this instruction set, in 10^9 operations a second."""
+def _peaks(model: Model) -> tuple[float, float]:
+    """The multiply-adds that one thread can do with the model's instruction sets, in 10^9 operations a second: on
+    float32, and on bytes, 0 where the model has nothing of these."""
     from . import _native
 
-    return _native.peak_gflops(isa, PEAK_SECONDS)
+    isa_u8 = model._engine._isa_u8
+    return _native.peak_gflops(model.isa, PEAK_SECONDS), _native.u8_peak_gops(isa_u8, PEAK_SECONDS) if isa_u8 else 0.0
 
 
 def cpu_name() -> str:

@@ -17,7 +17,7 @@ from .benchmark import WARM_UP, cpu_name
 from .graph import Graph, Node, Shape, count_macs, infer_shapes
 from .lower import Engine
 from .precision import of_graph, of_node
-from .roofline import BOUNDS, Rates, Work, find_bound, measure_peak, measure_rates
+from .roofline import BOUNDS, Rates, Work, find_bound, measure_peak, measure_peak_u8, measure_rates
 from .values import check_count, counted
 
 FLOAT = 4
@@ -114,8 +114,11 @@ class Profile:
         return 2 * self.macs / self.seconds / 1e9
 
     def share_of_peak(self, layer: Layer | None = None) -> float:
-        """The rate of a layer, or of the whole call, as a part of what the threads reach with multiply-adds alone."""
-        return 1e9 * (self if layer is None else layer).gflops / self.rates.peak
+        """The rate of a layer, or of the whole call, as a part of what the threads reach with multiply-adds alone: on
+        bytes for a layer in int8, else on float32."""
+        if layer is not None:
+            return 1e9 * layer.gflops / self.rates.peak_of(layer.precision)
+        return sum(2 * one.work.macs / self.rates.peak_of(one.precision) for one in self.layers) / self.seconds
 
     @property
     def bound_seconds(self) -> float:
@@ -147,6 +150,7 @@ class Profile:
             "gflops": self.gflops,
             "share_of_peak": self.share_of_peak(),
             "peak_gflops": self.rates.peak / 1e9,
+            "peak_gops_int8": self.rates.peak_u8 / 1e9,
             "l2_gbytes": self.rates.l2 / 1e9,
             "memory_gbytes": self.rates.memory / 1e9,
             "l2_bytes": self.rates.l2_bytes,
@@ -195,8 +199,13 @@ class Profile:
         return (
             "{} at {}x{} on {}: {}, {}, {}".format(self.model, *self.size, self.cpu, self.precision, self.isa, threads),
             f"fastest of {runs}{batch}: {1e3 * self.seconds:.3f} ms, {self.gflops:.1f} GFLOP/s, "
-            f"{100 * self.share_of_peak():.0f} % of the peak of {self.rates.peak / 1e9:.0f}",
+            f"{100 * self.share_of_peak():.0f} % of the peak of {self._peaks()}",
         )
+
+    def _peaks(self) -> str:
+        kinds = [kind for kind in ("int8", "fp32") if kind in self.precision]
+        rates = [f"{self.rates.peak_of(kind) / 1e9:.0f}" for kind in kinds]
+        return rates[0] if len(kinds) == 1 else " and ".join(map("{} ({})".format, rates, kinds))
 
     def summary(self) -> tuple[str, str]:
         """Two lines: to which bounds the time belongs, and what the bounds were taken from."""
@@ -275,7 +284,7 @@ def measure(engine: Engine, x: npt.NDArray[Any], *, threads: int, runs: int) -> 
     layout = "pixels" if pixels else graph.input_layout
     h, w = x.shape[2:] if layout == "NCHW" else x.shape[1:3]
     x = np.require(x, requirements=("C", "A"))
-    peak = measure_peak(engine.isa)
+    peak, peak_u8 = measure_peak(engine.isa), measure_peak_u8(engine._isa_u8)
     program = engine.program(h, w)
     for _ in range(WARM_UP):
         program.run(x, layout, threads)
@@ -286,7 +295,8 @@ def measure(engine: Engine, x: npt.NDArray[Any], *, threads: int, runs: int) -> 
         _, seconds = program.run(x, layout, threads, profile=True)
         walls.append((time.perf_counter() - start) / count)
         times.append(seconds)
-    rates = measure_rates(engine.isa, threads, max(peak, measure_peak(engine.isa)))
+    peak, peak_u8 = max(peak, measure_peak(engine.isa)), max(peak_u8, measure_peak_u8(engine._isa_u8))
+    rates = measure_rates(engine.isa, threads, peak, peak_u8)
     shapes = infer_shapes(graph, 1, h, w)
     table = np.array(times) / count
     return Profile(
@@ -319,7 +329,8 @@ def _layers(
     weights_stay = sum(w.weight_bytes for w in work) + largest <= rates.l2_bytes
     layers = []
     for i, (group, w) in enumerate(zip(nodes, work, strict=True)):
-        bound, seconds = find_bound(w, rates, weights_stay=weights_stay)
+        precision = of_node(group[-1]) if group else "fp32"
+        bound, seconds = find_bound(w, rates, weights_stay=weights_stay, precision=precision)
         first = group[0] if group else graph[graph.output]
         source = first.inputs[0] if group and first.inputs else first.name
         layers.append(
@@ -335,7 +346,7 @@ def _layers(
                 work=w,
                 bound=bound,
                 bound_seconds=seconds,
-                precision=of_node(group[-1]) if group else "fp32",
+                precision=precision,
             )
         )
     return tuple(layers)

@@ -5,7 +5,8 @@ without the padding of the memory layout, so that no step can need less:
 
 | bound    | least time                                                                                        |
 |----------|---------------------------------------------------------------------------------------------------|
-| compute  | two operations a MAC, at the peak that all threads reach with nothing but multiply-adds           |
+| compute  | two operations a MAC, at the peak that all threads reach with nothing but multiply-adds, those of |
+|          | a layer on bytes with nothing but dot products of bytes                                           |
 | l2       | all values read and written, those between fused nodes twice, at the speed of second-level caches |
 | memory   | what does not stay in the second-level caches, at the speed of what lies behind: L3 or memory     |
 | weights  | the same bound, where most of those bytes are weights                                             |
@@ -58,12 +59,18 @@ WIDTH = 512
 @dataclass(frozen=True)
 class Rates:
     """What all threads of a run reach together. ``peak``: float32 operations a second. ``l2`` and ``memory``: bytes a
-    second from the second-level caches and from what lies behind. ``l2_bytes``: the size of those caches."""
+    second from the second-level caches and from what lies behind. ``l2_bytes``: the size of those caches. ``peak_u8``:
+    operations on bytes a second; 0 for a network that has none."""
 
     peak: float
     l2: float
     memory: float
     l2_bytes: int
+    peak_u8: float = 0.0
+
+    def peak_of(self, precision: str) -> float:
+        """Operations a second of a layer in "int8" or "fp32"."""
+        return self.peak_u8 if precision == "int8" and self.peak_u8 else self.peak
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,13 @@ class Work:
     weight_bytes: int
 
 
-def find_bound(work: Work, rates: Rates, *, weights_stay: bool) -> tuple[str, float]:
+def find_bound(work: Work, rates: Rates, *, weights_stay: bool, precision: str = "fp32") -> tuple[str, float]:
     """The key of BOUNDS that applies, and its seconds."""
     maps = work.input_bytes + work.output_bytes
     far_maps = 0 if maps <= rates.l2_bytes else maps
     far_weights = 0 if weights_stay else work.weight_bytes
     times = {
-        "compute": 2 * work.macs / rates.peak,
+        "compute": 2 * work.macs / rates.peak_of(precision),
         "l2": (maps + 2 * work.inner_bytes + work.weight_bytes) / rates.l2,
         "weights" if far_weights > far_maps else "memory": (far_maps + far_weights) / rates.memory,
         "overhead": OVERHEAD,
@@ -97,11 +104,17 @@ def measure_peak(isa: str) -> float:
     return 1e9 * _native.peak_gflops(isa, PEAK_SECONDS)
 
 
-def measure_rates(isa: str, threads: int, peak: float) -> Rates:
-    """The rates of ``threads`` threads, each of which has the given peak. Bandwidths are measured once a process."""
+def measure_peak_u8(isa: str) -> float:
+    """The same of dot products of bytes; ``isa`` is a table of quantised kernels, or "" where nothing runs in them."""
+    return 1e9 * _native.u8_peak_gops(isa, PEAK_SECONDS) if isa else 0.0
+
+
+def measure_rates(isa: str, threads: int, peak: float, peak_u8: float = 0.0) -> Rates:
+    """The rates of ``threads`` threads, each of which has the given peaks. Bandwidths are measured once a process."""
     l2 = caches().l2 * threads
     far = min(max(FAR, 4 * l2), LARGEST)
-    return Rates(peak * threads, read_bandwidth(isa, threads, l2 // 2), read_bandwidth(isa, threads, far), l2)
+    near, behind = read_bandwidth(isa, threads, l2 // 2), read_bandwidth(isa, threads, far)
+    return Rates(peak * threads, near, behind, l2, peak_u8 * threads)
 
 
 @cache

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from fastmobilenet import Graph, Model, ModelError, models, roofline
+from fastmobilenet.benchmark import benchmark
 from fastmobilenet.graph import count_macs, count_parameters, infer_shapes
 from fastmobilenet.profile import Profile
 from fastmobilenet.roofline import OVERHEAD, Rates, Work, find_bound
 
 from .samples import floats, pixels
+from .test_features import quantized_graph
 
 MB = 1 << 20
 
@@ -208,3 +210,26 @@ def test_rates_are_plausible() -> None:
     assert 1e9 < rates.memory < 1.5 * rates.l2
     assert rates.l2 < 1e13
     assert 5e8 < rates.peak < 1e13
+
+
+def test_bytes_have_a_peak_of_their_own() -> None:
+    """Layers on bytes, and a head on floats behind them: each is measured against what its own kernels may reach."""
+    quantized = Model.from_graph(quantized_graph(), threads=1)
+    x = pixels(32, 32, 3)
+    profile = quantized.profile(x, runs=3)
+    assert profile.rates.peak_u8 > 0
+    assert f"% of the peak of {profile.rates.peak_u8 / 1e9:.0f}" in str(profile)
+    profile = quantized.with_head(np.ones((4, 40), np.float32)).profile(x, runs=3)
+    peaks = {"int8": profile.rates.peak_u8, "fp32": profile.rates.peak}
+    assert peaks["int8"] != peaks["fp32"]
+    layers = [layer for layer in profile.layers if layer.work.macs]
+    assert {layer.precision for layer in layers} == {"int8", "fp32"}
+    for layer in layers:
+        assert profile.share_of_peak(layer) == pytest.approx(1e9 * layer.gflops / peaks[layer.precision])
+        assert layer.bound_seconds >= 2 * layer.work.macs / peaks[layer.precision]
+    least = sum(2 * layer.work.macs / peaks[layer.precision] for layer in layers)
+    assert profile.share_of_peak() == pytest.approx(least / profile.seconds)
+    assert f"peak of {peaks['int8'] / 1e9:.0f} (int8) and {peaks['fp32'] / 1e9:.0f} (fp32)" in str(profile)
+    result = benchmark(quantized, seconds=0.01)
+    assert result.macs_int8 == result.macs == profile.macs - 4 * 40 + 10 * 40
+    assert result.share_of_peak(1.0) == pytest.approx(2e-9 * result.macs / result.peak_gops_int8)
