@@ -39,7 +39,7 @@ class Engine:
         isa = (isa or "") if base is None else base._requested_isa
         self._requested_isa: str = isa
         self.isa = _native.default_isa(isa)
-        graph = optimize(graph)
+        graph = _with_plain_names(optimize(graph))
         store = _native.WeightStore()
         self._arenas: _native.Arenas = _native.Arenas() if base is None else base._arenas
         self._weights: dict[str, _native.PackedWeights] = {}
@@ -345,6 +345,23 @@ def _from_blocks(weight: np.ndarray, c: int) -> np.ndarray:
     oc, blocks = weight.shape[0], -(-c // BLOCK)
     pixels = weight.reshape(oc, blocks, -1, BLOCK).swapaxes(1, 2).reshape(oc, -1, blocks * BLOCK)
     return np.ascontiguousarray(pixels[:, :, :c]).reshape(oc, -1)
+
+
+def _with_plain_names(graph: Graph) -> Graph:
+    """The runtime holds names in UTF-8, which has no half of a surrogate pair, as JSON may; it is written out."""
+    try:
+        "".join(n.name for n in graph.nodes).encode()
+        return graph
+    except UnicodeEncodeError:
+        names = {n.name: n.name.encode("utf-8", "backslashreplace").decode() for n in graph.nodes}
+        taken = {before for before, after in names.items() if before == after}
+        for before, after in names.items():
+            while before != after and after in taken:
+                after += "_"
+            names[before] = after
+            taken.add(after)
+    nodes = (replace(n, name=names[n.name], inputs=tuple(names[s] for s in n.inputs)) for n in graph.nodes)
+    return graph.replace(nodes=tuple(nodes), output=names[graph.output])
 
 
 def without_data(graph: Graph) -> Graph:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmobilenet import _native, reference
+from fastmobilenet import Model, _native, reference
 from fastmobilenet.errors import ModelError
 from fastmobilenet.graph import RELU, RELU6, Activation, Graph, GraphBuilder
 from fastmobilenet.lower import MAX_PLANS, Engine
@@ -299,3 +299,17 @@ def test_plan_memory_never_overlaps_live_tensors() -> None:
                 )
                 assert not live or apart
         assert total < sum(t.size + 1040 for t in tensors)
+
+
+def test_names_that_no_encoding_holds() -> None:
+    """As JSON may have them: halves of surrogate pairs are written out, and names stay different."""
+    b = GraphBuilder()
+    x, weight = b.add("input", name="\ud800"), np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)
+    for name in ("a\ud83d", "a\\ud83d", "caf\u00e9"):
+        x = b.add("conv2d", x, name=name, params={"weight": weight}, stride=(1, 1), padding="same")
+    model = Model.from_graph(b.build(x, input_size=(4, 4), input_layout="NHWC"))
+    picture = np.random.default_rng(1).normal(size=(4, 4, 3)).astype(np.float32)
+    found = model.run(picture, outputs=["a\\ud83d_", "a\\ud83d", "caf\u00e9"])
+    assert all(np.array_equal(value, picture) for value in found.values())
+    assert np.array_equal(model.run(picture), picture)
+    assert "a\\ud83d" in str(model.profile(picture, runs=1))
