@@ -14,7 +14,9 @@ log of the run that made the shipped file; the defaults are that run without its
     report.json       accuracy and confusion matrix on the test pictures
 
 ``--data`` is a folder with cifar10_train.npz and cifar10_test.npz, each with the arrays jpeg (the bytes of all files),
-offsets (n + 1), labels and names. ``--export`` writes all but the first two from the checkpoint as it is.
+offsets (n + 1), labels and names. ``--export`` writes all but the first two from the checkpoint as it is,
+or with ``--mean-with`` from the mean of its averaged weights and those of other checkpoints of the same run: after a
+learning rate that fell, rose and fell again, the mean of both ends is better than either (Izmailov and others, 2018).
 
 Needs PyTorch. Equal options give equal weights, also when the run was cut into parts with --resume. Options of the
 recipe may be changed by --resume, for the epochs to come, where they do not change the network or what is held out; the
@@ -210,6 +212,12 @@ class Trainer:
         self.average.copy_(state["average"])
         self.epoch, self.muon.steps = state["epoch"], state["steps"]
 
+    def mean_with(self, paths: list[Path]) -> None:
+        """The averaged weights become their mean with those of other checkpoints of the same network."""
+        for path in paths:
+            self.average += torch.load(path, weights_only=True)["average"]
+        self.average /= 1 + len(paths)
+
 
 def point(net: nn.Module, flat: Tensor) -> None:
     """Make the parameters views of ``flat``."""
@@ -241,6 +249,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the log, the checkpoint and the results")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--export", action="store_true", help="no training: write the results from the checkpoint")
+    parser.add_argument("--mean-with", type=Path, nargs="+", default=[], help="with --export: other checkpoints")
     parser.add_argument("--threads", type=int, default=2, help="pictures are shared out to them (default: %(default)s)")
     recipe = parser.add_argument_group("recipe", "what decides the result")
     for key, hint in get_type_hints(Recipe, include_extras=True).items():
@@ -270,6 +279,8 @@ def main(argv: list[str]) -> None:
     trainer = Trainer(recipe, pixels, labels, len(names), options.threads)
     if checkpoint.exists():
         trainer.restore(checkpoint)
+    if options.export:
+        trainer.mean_with(options.mean_with)
     while trainer.epoch < recipe.epochs and not options.export:
         line = json.dumps(trainer.run_epoch())
         trainer.save(checkpoint)
