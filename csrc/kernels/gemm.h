@@ -69,9 +69,13 @@ inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const 
       for (int j = 0; j < NV; ++j) bv[j] = load(b + (k * NV + j) * LANES);
 #pragma GCC unroll 32
       for (int i = 0; i < MR; ++i) {
-        const Frag frag = load_a1(a + i * xs + k);
+        if constexpr (NV == 1) {
+          fma_1(acc[i][0], a + i * xs + k, bv[0]);
+        } else {
+          const Frag frag = load_a1(a + i * xs + k);
 #pragma GCC unroll 16
-        for (int j = 0; j < NV; ++j) fma_a<0>(acc[i][j], frag, bv[j]);
+          for (int j = 0; j < NV; ++j) fma_a<0>(acc[i][j], frag, bv[j]);
+        }
       }
     }
   } else {

@@ -100,6 +100,7 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 }
 #endif
 inline Frag load_a1(const float* p) { return load_a(p); }
+inline void fma_1(Vec& acc, const float* a, Vec b) { fma_a<0>(acc, load_a1(a), b); }
 
 // No registers are left for it: see swish_tile.
 constexpr bool SWISH_OF_SUMS = false;

@@ -86,6 +86,7 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
   acc = vfmaq_laneq_f32(acc, b, a, KK);
 }
 #endif
+inline void fma_1(Vec& acc, const float* a, Vec b) { fma_a<0>(acc, load_a1(a), b); }
 
 // No registers are left for it: see swish_tile.
 constexpr bool SWISH_OF_SUMS = false;

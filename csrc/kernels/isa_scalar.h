@@ -96,6 +96,7 @@ template <int KK>
 inline void fma_a(Vec& acc, Frag a, Vec b) {
   acc = fma(set1(a), b, acc);
 }
+inline void fma_1(Vec& acc, const float* a, Vec b) { fma_a<0>(acc, load_a1(a), b); }
 
 // No registers are left for it: see swish_tile.
 constexpr bool SWISH_OF_SUMS = false;
