@@ -7,7 +7,9 @@
 #include <optional>
 
 #include "bindings.h"
+#include "runtime/cpu.h"
 #include "runtime/dispatch.h"
+#include "runtime/inner.h"
 #include "runtime/program.h"
 #include "runtime/strassen.h"
 #include "runtime/winograd.h"
@@ -242,6 +244,15 @@ PYBIND11_MODULE(_native, m) {
              return std::const_pointer_cast<StrassenWeights>(strassen_weights(weights, levels, groups));
            }),
            py::arg("weights"), py::arg("levels"), py::arg("groups"));
+  py::class_<InnerWeights, std::shared_ptr<InnerWeights>>(m, "InnerWeights")
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, double size) {
+             return std::const_pointer_cast<InnerWeights>(inner_weights(weights, size));
+           }),
+           py::arg("weights"), py::arg("size"));
+  m.def(
+      "has_inner", [](const std::string& isa) { return kernel_table(isa).inner.pixels != nullptr; }, py::arg("isa"),
+      "Whether the ISA has kernels for Program.inner.");
+  m.def("adds_beside_multiplies", &adds_beside_multiplies, "Whether Program.inner is faster than conv on this CPU.");
   py::class_<Program> program(m, "Program");
   program
       .def(py::init([](const std::string& isa, ptrdiff_t floats, std::shared_ptr<Arenas> arenas) {
@@ -282,6 +293,13 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"),
           py::arg("rows"))
+      .def(
+          "inner",
+          [](Program& p, const std::string& name, int src, int dst, int add,
+             const std::shared_ptr<InnerWeights>& weights, const Act& act) {
+            p.append(make_inner(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), weights, act));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"))
       .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
            py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
       .def(

@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native, in_file, winograd
+from . import _native, in_file, inner, strassen, winograd
 from .caches import caches
 from .errors import ModelError
 from .fusion import Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
+from .inner import Inner, choose_inner
 from .layout import Arena, Layout, plan_arena
 from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
 from .precision import of_graph
-from .strassen import Split, choose_splits, enabled
+from .strassen import Split, choose_splits
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -63,10 +64,13 @@ class Engine:
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
         self._store = store
         self._graph: Graph = without_data(graph)
-        self._strassen = enabled()
+        self._use_strassen = strassen.enabled()
+        self._use_inner = inner.enabled() and _native.has_inner(self.isa)
         # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
         self._strassen_weights: dict[tuple[_native.PackedWeights, int, int], _native.StrassenWeights]
         self._strassen_weights = {} if base is None else base._strassen_weights
+        self._inner_weights: dict[tuple[_native.PackedWeights, float], _native.InnerWeights]
+        self._inner_weights = {} if base is None else base._inner_weights
         self._plans: dict[tuple[int, int], _native.Program] = {}
 
     @property
@@ -154,7 +158,11 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        splits = choose_splits(graph, shapes, self._weights, caches()) if self._strassen else {}
+        splits: dict[str, Split | Inner] = {}
+        if self._use_inner:
+            splits.update(choose_inner(graph, shapes, self._weights))
+        if self._use_strassen:
+            splits.update(choose_splits(graph, shapes, self._weights, caches(), without=splits))
         steps = plan_steps(graph, shapes, caches(), splits)
         arena = plan_arena(graph, shapes, steps)
         program = _native.Program(self.isa, arena.floats, self._arenas)
@@ -186,7 +194,7 @@ class Engine:
         ids: dict[str, int],
         shapes: dict[str, Shape],
         arena: Arena,
-        split: Split | None,
+        split: Split | Inner | None,
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
@@ -208,8 +216,11 @@ class Engine:
             if tiles:
                 program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
             elif split is not None and layout.pad_left + layout.pad_right == 0 and not layout.image:
-                factors = self._strassen_factors(node.name, split)
-                program.strassen(node.name, src, dst, add, factors, act, split.rows)
+                if isinstance(split, Inner):
+                    program.inner(node.name, src, dst, add, self._inner_factors(node.name, split), act)
+                else:
+                    factors = self._strassen_factors(node.name, split)
+                    program.strassen(node.name, src, dst, add, factors, act, split.rows)
             else:
                 program.conv(node.name, src, dst, add, spec)
         elif node.op == "add":
@@ -240,6 +251,12 @@ class Engine:
         if key not in self._strassen_weights:
             self._strassen_weights[key] = _native.StrassenWeights(*key)
         return self._strassen_weights[key]
+
+    def _inner_factors(self, name: str, choice: Inner) -> _native.InnerWeights:
+        key = self._weights[name], choice.size
+        if key not in self._inner_weights:
+            self._inner_weights[key] = _native.InnerWeights(*key)
+        return self._inner_weights[key]
 
     def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:
         """(mean, std) of pixels, the same of floats, and whether the channels of pixels are reversed afterwards."""

@@ -15,7 +15,7 @@ scores, and a product that halves the channels rounds the two halves differently
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,20 @@ def enabled() -> bool:
 
 
 def choose_splits(
-    graph: Graph, shapes: Mapping[str, Shape], weights: Mapping[str, _native.PackedWeights], caches: Caches
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    weights: Mapping[str, _native.PackedWeights],
+    caches: Caches,
+    without: Container[str] = (),
 ) -> dict[str, Split]:
-    """Node -> how it is split, for all convolutions of ``graph`` for which that pays if they run alone."""
+    """Node -> how it is split, for all convolutions of ``graph`` for which that pays if they run alone, but those
+    ``without``."""
     scales = _Scales(graph, weights)
     splits = {}
     for node in graph.nodes:
-        if node.name not in weights or not _is_pointwise(node) or _makes_scores(graph, node):
+        if node.name not in weights or node.name in without:
+            continue
+        if not is_pointwise(node) or makes_scores(graph, node):
             continue
         packed = weights[node.name]
         width = packed.panel_blocks * BLOCK
@@ -73,7 +80,7 @@ def choose_splits(
     return splits
 
 
-def _is_pointwise(node: Node) -> bool:
+def is_pointwise(node: Node) -> bool:
     return (
         node.op == "conv2d"
         and kernel_size(node) == (1, 1)
@@ -83,7 +90,7 @@ def _is_pointwise(node: Node) -> bool:
     )
 
 
-def _makes_scores(graph: Graph, node: Node) -> bool:
+def makes_scores(graph: Graph, node: Node) -> bool:
     """Whether nothing but pools and functions stands between the node and the network's output."""
     readers, name = graph.consumers(), node.name
     while name != graph.output:

@@ -82,6 +82,8 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
     if OTHER_FILE or isa not in _native.supported_isas():
         yield from (("gemm_tile<", 1), ("dw<3, 1, ", 9), ("dw<3, 2, ", 9), ("dw<5, 1, ", 25), ("dw<5, 2, ", 25))
         return
+    if _native.has_inner(isa):  # 5 of 8 pairs with one multiply-add each
+        yield from ((f"gemm_inner<{mr}, {nb}>(", 11 * mr * nb) for mr in range(1, 11) for nb in (1, 2))
     for kernel in _native._kernels(isa):
         if kernel["op"] == "gemm_f32":  # a vector holds no more than a block
             name = PAIRS if isa == "avx512" and kernel["half"] else LISTED["gemm_f32"]

@@ -21,12 +21,20 @@ from .test_lower import ISAS, conv, picture
 Force = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def without_inner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some CPUs another product takes its place."""
+    monkeypatch.setenv("FASTMOBILENET_INNER", "0")
+
+
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Force:
     """force(levels, rows): the convolution `y` is split so, with as many groups of panels as there are."""
 
     def force(levels: int, rows: int, name: str = "y") -> None:
-        def split(graph: Graph, shapes: object, packed: dict[str, _native.PackedWeights], caches: object) -> object:
+        def split(
+            graph: Graph, shapes: object, packed: dict[str, _native.PackedWeights], caches: object, without: object
+        ) -> object:
             return {name: Split(levels, packed[name].whole_panels >> levels, rows, 1.0)}
 
         monkeypatch.setattr(lower, "choose_splits", split)

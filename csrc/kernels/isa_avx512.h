@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "runtime/kernel_table.h"
+
 namespace fmn::FMN_ISA {
 namespace {
 
@@ -81,6 +83,9 @@ inline void store3(float* p, Vec a, Vec b, Vec c) {
     store(p + i * LANES, _mm512_permutex2var_ps(ab, _mm512_load_si512(from_c[i]), c));
   }
 }
+// For the pairs of inner.h: the odd lane of a pair in its even lane, zero in all others.
+inline Vec partners(Vec v) { return _mm512_maskz_movehdup_ps(0x5555 & ((1 << 2 * INNER_PAIRS) - 1), v); }
+inline float sum_of_lanes(Vec v) { return _mm512_reduce_add_ps(v); }
 // Two vectors of 8 floats as one, for the half blocks of two pixels.
 inline Vec load_twice(const float* p) {
   return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(p))));
@@ -118,6 +123,11 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 inline void fma_1(Vec& acc, const float* a, Vec b) {
   asm volatile("vfmadd231ps %1%{1to16%}, %2, %0" : "+v"(acc) : "m"(*a), "v"(b));
 }
+inline Vec plus_1(const float* a, Vec b) {  // the same
+  Vec v;
+  asm volatile("vaddps %1%{1to16%}, %2, %0" : "=v"(v) : "m"(*a), "v"(b));
+  return v;
+}
 #else
 inline Frag load_a(const float* p) { return _mm512_set1_ps(*p); }
 template <int KK>
@@ -125,6 +135,7 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
   acc = _mm512_fmadd_ps(a, b, acc);
 }
 inline void fma_1(Vec& acc, const float* a, Vec b) { acc = _mm512_fmadd_ps(_mm512_set1_ps(*a), b, acc); }
+inline Vec plus_1(const float* a, Vec b) { return _mm512_add_ps(_mm512_set1_ps(*a), b); }
 #endif
 inline Frag load_a1(const float* p) { return load_a(p); }
 

@@ -82,7 +82,18 @@ bool has_avx512_vbmi() {
   static const bool yes = has_avx512_vnni() && (cpuid(7, 0).ecx & (1u << 1));
   return yes;
 }
+
+bool adds_beside_multiplies() {
+  static const bool yes = [] {
+    const CpuId name = cpuid(0, 0);
+    const bool amd = name.ebx == 0x68747541 && name.edx == 0x69746e65 && name.ecx == 0x444d4163;  // AuthenticAMD
+    const unsigned version = cpuid(1, 0).eax, family = ((version >> 8) & 0xf) + ((version >> 20) & 0xff);
+    return amd && family == 0x19 && has_avx512();
+  }();
+  return yes;
+}
 #else
+bool adds_beside_multiplies() { return false; }
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx_vnni() { return false; }

@@ -162,6 +162,33 @@ struct StrassenLastArgs {
   Act act;
 };
 
+// Of a block of channels, the pairs that kernels/inner.h adds: channels 0 and 1, 2 and 3 ...
+constexpr int INNER_PAIRS = 5;
+
+// c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + bias[o] + add[i][o]): see kernels/inner.h. Of a map without
+// padding; nb blocks of o and mr pixels, `tiles` times.
+struct InnerArgs {
+  ptrdiff_t tiles;
+  const float* a;                    // pixel i at a + i * 16
+  ptrdiff_t blocks, block_stride;    // whole blocks of input channels
+  ptrdiff_t rest;                    // channels of the last one, if it is not whole
+  const float* b;                    // [16 * blocks + rest][nb * 16]
+  const float* pixels;               // what inner_pixels makes
+  const float *init, *scale, *bias;  // [nb * 16]
+  float* c;                          // as in GemmArgs
+  ptrdiff_t c_stride;
+  const float* add;
+  ptrdiff_t add_stride;
+  Act act;
+  const char* prefetch;
+};
+struct InnerPixelsArgs {
+  const float* a;
+  ptrdiff_t blocks, block_stride;
+  ptrdiff_t pixels;
+  float* dst;  // [pixels]
+};
+
 using GemmFn = void (*)(const GemmArgs&);
 using DwFn = void (*)(const DwArgs&);
 
@@ -175,6 +202,15 @@ struct GemmEntry {
 struct DwEntry {
   int k, stride;  // 0, 0: any
   DwFn run;
+};
+
+struct InnerEntry {
+  int mr, nb;
+  void (*run)(const InnerArgs&);
+};
+struct InnerKernels {
+  InnerEntry gemm[20];  // all tiles of 1 to 10 pixels and 1 or 2 blocks, or none
+  void (*pixels)(const InnerPixelsArgs&);
 };
 
 struct KernelTable {
@@ -194,6 +230,7 @@ struct KernelTable {
   void (*add)(const EltArgs&);
   void (*mul)(const EltArgs&);
   void (*gather)(const GatherArgs&);
+  InnerKernels inner;  // null where the ISA has no use for it
   void (*strassen_sums)(const StrassenSumsArgs&);
   void (*strassen_last)(const StrassenLastArgs&);
   // dst[i] = (src[i] - mean[i % NORMALIZE_PERIOD]) / std[i % NORMALIZE_PERIOD]

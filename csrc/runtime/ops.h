@@ -210,6 +210,12 @@ struct StrassenSpec {
 OpPtr make_strassen(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
                     const Tensor* add, const StrassenSpec& spec);
 
+struct InnerWeights;
+
+// The same by Winograd's inner product (inner.h).
+OpPtr make_inner(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
+                 const Tensor* add, const std::shared_ptr<const InnerWeights>& weights, const Act& act);
+
 // A depthwise convolution with, perhaps, a dense convolution before it and a 1x1 convolution after it, done together.
 struct StripSpec {
   Tensor mid;              // what the depthwise convolution reads; its offset is not used. Without expand: the source

@@ -1,0 +1,28 @@
+// 1x1 convolutions by Winograd's inner product (kernels/inner.h): what is made of the weights, once.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/kernel_table.h"
+#include "runtime/pack.h"
+
+namespace fmn {
+
+struct InnerWeights {
+  struct Panel {
+    int block, nb;     // 1 or 2 blocks
+    ptrdiff_t offset;  // floats from `weight`
+  };
+  std::shared_ptr<const PackedWeights> plain;
+  const float* weight = nullptr;  // panels of [k][nb * 16]: the layer's weights / scale
+  const float* init = nullptr;    // [blocks * 16]: minus the sums of the products of pairs
+  const float* scale = nullptr;   // [blocks * 16], powers of two
+  std::vector<Panel> panels;
+};
+
+// Of a 1x1 convolution that is not grouped. `size`: how large its input is typically; the weights of every output
+// channel are scaled to that, by a power of two. Throws std::invalid_argument for other layers.
+std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size);
+
+}  // namespace fmn

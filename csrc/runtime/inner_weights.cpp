@@ -1,0 +1,77 @@
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "runtime/inner.h"
+
+namespace fmn {
+
+namespace {
+
+// The power of two by which weights of this root mean square become as large as `size`, inverted.
+double scale_of(double rms, double size) {
+  if (!(rms > 0) || !std::isfinite(rms)) return 1;
+  return std::ldexp(1.0, static_cast<int>(std::clamp(std::round(std::log2(rms / size)), -40.0, 40.0)));
+}
+
+struct Columns {
+  const float* p;    // of the first channel
+  ptrdiff_t stride;  // from one input channel to the next
+  int lanes;         // output channels, the others of the block are zero
+};
+
+// The weights of one block, divided by scale[16], to `to`; init[16] is made of the result.
+void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, double size, float* init, float* scale) {
+  double squares[BLOCK] = {}, products[BLOCK] = {};
+  for (ptrdiff_t k = 0; k < ic; ++k) {
+    for (int o = 0; o < from.lanes; ++o)
+      squares[o] += double{from.p[k * from.stride + o]} * from.p[k * from.stride + o];
+  }
+  float factor[BLOCK];
+  for (int o = 0; o < BLOCK; ++o) {
+    scale[o] = static_cast<float>(scale_of(std::sqrt(squares[o] / ic), size));
+    factor[o] = 1 / scale[o];
+  }
+  for (ptrdiff_t k = 0; k < ic; ++k) {
+    for (int o = 0; o < from.lanes; ++o) to[k * stride + o] = from.p[k * from.stride + o] * factor[o];
+  }
+  for (ptrdiff_t k = 0; k + BLOCK <= ic; k += BLOCK) {
+    for (ptrdiff_t p = k; p < k + 2 * INNER_PAIRS; p += 2) {
+      for (int o = 0; o < BLOCK; ++o) products[o] += double{to[p * stride + o]} * to[(p + 1) * stride + o];
+    }
+  }
+  for (int o = 0; o < BLOCK; ++o) init[o] = static_cast<float>(-products[o]);
+}
+
+}  // namespace
+
+std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size) {
+  const PackedWeights& w = *plain;
+  if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
+  if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");
+  auto result = std::make_shared<InnerWeights>();
+  result->plain = plain;
+  const auto ic = static_cast<size_t>(w.ic);
+  const auto lanes = static_cast<size_t>(w.blocks()) * BLOCK;
+  float* const weight = w.store->allocate(lanes * ic);  // zeroed
+  float* const init = w.store->allocate(lanes);
+  float* const scale = w.store->allocate(lanes);
+  for (int block = 0; block < w.blocks(); block += 2) {
+    result->panels.push_back({block, std::min(2, w.blocks() - block), ptrdiff_t{block} * BLOCK * w.ic});
+  }
+  for (const Panel& from : w.panels) {
+    for (int b = 0; b < from.nb; ++b) {
+      const int block = from.block + b;
+      const InnerWeights::Panel& to = result->panels[static_cast<size_t>(block / 2)];
+      scale_block({w.panel(from) + b * BLOCK, from.width(), std::min(from.width() - b * BLOCK, BLOCK)},
+                  weight + to.offset + (block - to.block) * BLOCK, ptrdiff_t{to.nb} * BLOCK, w.ic, size,
+                  init + block * BLOCK, scale + block * BLOCK);
+    }
+  }
+  result->weight = weight;
+  result->init = init;
+  result->scale = scale;
+  return result;
+}
+
+}  // namespace fmn

@@ -1,0 +1,114 @@
+"""Which 1x1 convolutions are computed by Winograd's inner product (csrc/kernels/inner.h), on CPUs that add beside
+their multiply-adds: a0 b0 + a1 b1 = (a0 + b1) (a1 + b0) - a0 a1 - b0 b1.
+
+The rounding errors are then those of a0 a1 and b0 b1 as well, so that a and b must be of like size. The weights of
+every output channel are scaled to the size of the input, which therefore must be known well enough: the input is
+bounded (ReLU6), or made of such by a layer without a function, as between the blocks of MobileNetV2. All other layers
+are left alone, and so is one that makes the scores of a classifier, as with Strassen's product (strassen.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _native
+from .graph import Graph, Shape
+from .strassen import is_pointwise, makes_scores
+
+BLOCK = 16
+
+#: Of what a bounded function lets through, as a part of its range: the root mean square that is expected.
+PART_OF_RANGE = 1 / 6
+
+#: A layer is computed so if that saves this part of its time at least.
+LEAST_SAVING = 0.05
+
+
+@dataclass(frozen=True)
+class Inner:
+    """``size``: the root mean square that is expected of the input; ``saving``: the part of the layer's time that is
+    expected to be saved, against the plain sum."""
+
+    size: float
+    saving: float
+
+
+def enabled() -> bool:
+    """What FASTMOBILENET_INNER says, 0 or 1, or else whether this CPU gains from it. Raises ValueError for any other
+    value."""
+    text = os.environ.get("FASTMOBILENET_INNER", "").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"FASTMOBILENET_INNER must be 0 or 1, not {text!r}")
+    return text == "1" if text else _native.adds_beside_multiplies()
+
+
+def choose_inner(
+    graph: Graph, shapes: Mapping[str, Shape], weights: Mapping[str, _native.PackedWeights]
+) -> dict[str, Inner]:
+    """Node -> how it is computed, for all convolutions of ``graph`` for which that pays if they run alone."""
+    sizes = _Sizes(graph, weights)
+    chosen = {}
+    for node in graph.nodes:
+        if node.name not in weights or not is_pointwise(node):
+            continue
+        _, h, w, ic = shapes[node.inputs[0]]
+        saving = expected_saving(h * w, ic, weights[node.name].oc)
+        if saving < LEAST_SAVING or makes_scores(graph, node):
+            continue
+        size = sizes.of(node.inputs[0])
+        if size is not None:
+            chosen[node.name] = Inner(size, saving)
+    return chosen
+
+
+def expected_saving(pixels: int, ic: int, oc: int) -> float:
+    """The part of the time of the plain sum that is saved: measured on Zen 4."""
+    if ic < BLOCK or pixels < BLOCK:
+        return 0.0
+    whole = ic // BLOCK * BLOCK / ic
+    lanes = -(-oc // BLOCK) * BLOCK / oc  # half blocks at the end are not left out
+    return 1 - lanes * (1 - whole * 5 / 16 + 2 / ic + 4 / oc)
+
+
+class _Sizes:
+    """Root mean squares that are expected of tensors; None where nothing is known."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, _native.PackedWeights]) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._known: dict[str, float | None] = {}
+
+    def of(self, name: str) -> float | None:
+        if name not in self._known:
+            size = self._find(name)
+            self._known[name] = size if size is not None and 0 < size < math.inf else None
+        return self._known[name]
+
+    def _find(self, name: str) -> float | None:
+        node = self._graph[name]
+        a = node.activation
+        if node.op in ("conv2d", "add") and a is not None and a.kind == "clamp" and math.isfinite(a.hi - a.lo):
+            return (a.hi - a.lo) * PART_OF_RANGE
+        if node.op in ("global_avg_pool", "avg_pool2d", "max_pool2d"):
+            return self.of(node.inputs[0])
+        if a is not None:
+            return None
+        if node.op == "add" and len(node.inputs) == 2:
+            return self._together([self.of(n) for n in node.inputs])
+        if node.op == "conv2d" and name in self._weights:
+            source = self.of(node.inputs[0])
+            if source is None:
+                return None
+            out, _, bias = self._weights[name].norms()
+            own = float(np.sqrt(np.mean(np.square(out * source) + np.square(bias))))
+            return self._together([own, *(self.of(n) for n in node.inputs[1:])])
+        return None
+
+    @staticmethod
+    def _together(sizes: list[float | None]) -> float | None:
+        return None if None in sizes else math.hypot(*(s for s in sizes if s is not None))
