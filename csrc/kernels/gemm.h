@@ -69,7 +69,7 @@ inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const 
       for (int j = 0; j < NV; ++j) bv[j] = load(b + (k * NV + j) * LANES);
 #pragma GCC unroll 32
       for (int i = 0; i < MR; ++i) {
-        if constexpr (NV == 1) {
+        if constexpr (NV == 1 && KU > 1) {  // a loop of one step would keep a pointer for every pixel
           fma_1(acc[i][0], a + i * xs + k, bv[0]);
         } else {
           const Frag frag = load_a1(a + i * xs + k);
