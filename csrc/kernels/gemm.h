@@ -108,7 +108,7 @@ void gemm_tile(const GemmArgs& g) {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) prefetch(soon + i * 64);
         soon += 8 * 64;
-        if (XS != 0 && later != nullptr) {
+        if (XS >= BLOCK && later != nullptr) {  // not in images, whose tiles are short of registers
 #pragma GCC unroll 8
           for (int i = 0; i < 8; ++i) prefetch(later + i * 64);
           later += 8 * 64;
