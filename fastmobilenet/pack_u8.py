@@ -20,14 +20,14 @@ def pack(store: _native.WeightStore, node: Node, x: Quant, isa: str) -> tuple[_n
 
     Raises ModelError for scales with which a sum could leave the range of int32.
     """
-    weight = centred_weights(node)
+    weight = centred_weights(node).astype(np.int16)  # -255 to 255
     name, width, offset, needs_127, pairwise = _native.u8_isa(isa)
     oc, kh, kw, icg = weight.shape
     groups = node.attrs.get("groups", 1)
-    total = weight.sum(axis=(1, 2, 3))
+    total = weight.sum(axis=(1, 2, 3), dtype=np.int64)
     bias = node.params["bias"].astype(np.int64) if "bias" in node.params else np.zeros(oc, np.int64)
     factors = weight_factors(node, x)
-    largest = np.abs(weight).sum(axis=(1, 2, 3)) * 255 + np.abs(bias)
+    largest = np.abs(weight).sum(axis=(1, 2, 3), dtype=np.int64) * 255 + np.abs(bias)
     if largest.max() >= LARGEST or (largest * factors).max() >= LARGEST:
         raise ModelError(f"node {node.name!r}: with its weights, bias and scales a sum may not fit into 32 bits")
     k = _depthwise_kernel(node, kh, kw) if is_depthwise(node) else 0
@@ -39,7 +39,7 @@ def pack(store: _native.WeightStore, node: Node, x: Quant, isa: str) -> tuple[_n
     biases, scales = np.zeros(blocks * BLOCK, np.int32), np.zeros(blocks * BLOCK, np.float32)
     biases[:oc], scales[:oc] = bias, factors
     only_127 = needs_127 and (is_depthwise(node) or not pairwise)
-    passes = [weight.astype(np.int16)] if in_pairs else _split(weight, -127 if only_127 else -128)
+    passes = [weight] if in_pairs else _split(weight, -127 if only_127 else -128)
     if is_depthwise(node):
         if in_pairs:
             words = _row_pairs(passes[0], blocks)
@@ -57,6 +57,8 @@ def pack(store: _native.WeightStore, node: Node, x: Quant, isa: str) -> tuple[_n
 
 def _split(weight: np.ndarray, least: int) -> list[np.ndarray]:
     """Weights as a sum of int8 arrays: one, unless uint8 weights less their zero point leave the range of int8."""
+    if least <= weight.min() and weight.max() <= 127:  # as nearly always
+        return [weight.astype(np.int8)]
     passes = []
     while True:
         part = weight.clip(least, 127)

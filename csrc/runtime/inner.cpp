@@ -37,7 +37,10 @@ class InnerOp final : public Op {
     const PackedWeights& w = *weights_->plain;
     const ptrdiff_t floats = ptrdiff_t{w.ic} * w.blocks() * BLOCK;
     panels_outside_ = floats > L2_FLOATS / 2 || src.floats() + dst.floats() < L2_FLOATS;
-    share_panels_ = floats > L2_FLOATS / 2 || floats > 4 * src.floats();
+    // As in conv_u8.cpp: a thread that makes whole panels of a map that grows finds them again in the depthwise
+    // convolution behind it, which goes by blocks.
+    const bool widens = dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
+    share_panels_ = floats > L2_FLOATS / 2 || floats > 4 * src.floats() || widens;
   }
 
   ptrdiff_t scratch_floats() const override { return ptrdiff_t{dst_.h} * dst_.w; }
