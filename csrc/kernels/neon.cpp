@@ -8,6 +8,7 @@
   FMN_ROWS_1_6(1, 16), FMN_ROWS_1_6(1, 32), FMN_HALF_ROWS_1_6(32), FMN_ROWS_1_6(1, 6), FMN_ROWS_1_6(1, 0), \
       FMN_HALF_ROWS_1_6(16), FMN_HALF_ROWS_1_6(6), FMN_HALF_ROWS_1_6(0)
 #define FMN_DW_ROWS 2
-#define FMN_INNER {}
+#define FMN_INNER \
+  {}
 
 FMN_DEFINE_TABLE(neon)
