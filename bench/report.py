@@ -11,6 +11,7 @@ if __package__ in (None, ""):  # started as `python bench/report.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import arm_report, plot, tables
+from bench.peers.runners import OURS
 
 RESULTS = Path(__file__).parent / "results"
 #: The lines of a README between which the speed table stands.
@@ -51,6 +52,13 @@ def write(path: Path, folder: Path) -> list[Path]:
     return [markdown, image]
 
 
+def has_peers(document: dict) -> bool:
+    """Whether it is a race against others, and not one of ours alone, such as int8 against fp32 on one ISA."""
+    return document["kind"] == "race" and any(
+        not name.startswith(OURS) for race in document["races"] for name in race["peers"]
+    )
+
+
 def readme_table(paths: list[Path]) -> str:
     """The README's speed table from race files."""
     documents = [load(path) for path in paths]
@@ -79,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files = options.files or [f for f in sorted(RESULTS.glob("*.json")) if not is_plain(f)]
         if options.table or options.readme:
-            table = readme_table(options.files or [f for f in files if load(f)["kind"] == "race"])
+            table = readme_table(options.files or [f for f in files if has_peers(load(f))])
             if options.readme:
                 options.readme.write_text(fill_in(options.readme.read_text(), table))
             else:
