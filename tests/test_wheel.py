@@ -94,20 +94,25 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.
 @pytest.mark.timing
 def test_import_takes_under_30_ms_beyond_numpy(run_python: RunPython) -> None:
     code = """
-import time, numpy
-start = time.process_time()  # not the wall clock: the machine may be busy with other things
+import time
+first = time.process_time()  # not the wall clock: the machine may be busy with other things
+import numpy
+start = time.process_time()
 import fastmobilenet
 fastmobilenet.Model
-print(time.process_time() - start)
+print(time.process_time() - start, start - first)
 """
-    best = float("inf")
+    own, numpy = [], []
     for _ in range(12):  # the first may compile, any may meet a cold cache
         result = run_python("-c", code)
         assert result.returncode == 0, result.stderr
-        best = min(best, float(result.stdout))
-        if best < 0.030:
+        times = result.stdout.split()
+        own.append(float(times[0]))
+        numpy.append(float(times[1]))
+        # NumPy's own import takes 55 ms where this limit was set; a CPU may be slower, or slow for a while.
+        if min(own) < max(0.030, 0.75 * min(numpy)):
             return
-    pytest.fail(f"the fastest of 12 imports took {best * 1e3:.1f} ms")
+    pytest.fail(f"the fastest of 12 imports took {min(own) * 1e3:.1f} ms, NumPy's {min(numpy) * 1e3:.1f} ms")
 
 
 # --- instructions ----------------------------------------------------------------------------------------
