@@ -226,11 +226,12 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Act>(m, "Act").def(py::init(&act), py::arg("kind"), py::arg("lo"), py::arg("hi"), py::arg("alpha"),
                                 py::arg("beta"));
   py::class_<ConvSpec>(m, "ConvSpec")
-      .def(py::init(
-               [](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad, const Act& act) {
-                 return ConvSpec{weights, window(stride, dilation, pad), act};
-               }),
-           py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"));
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad,
+                       const Act& act, const std::shared_ptr<InnerWeights>& inner) {
+             return ConvSpec{weights, window(stride, dilation, pad), act, inner};
+           }),
+           py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"),
+           py::arg("inner").none(true));
   py::class_<WinogradWeights, std::shared_ptr<WinogradWeights>>(m, "WinogradWeights")
       .def(py::init([](const std::shared_ptr<PackedWeights>& plain, int stride) {
              return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain, stride));
@@ -251,8 +252,9 @@ PYBIND11_MODULE(_native, m) {
            py::arg("weights"), py::arg("size"));
   m.def(
       "has_inner", [](const std::string& isa) { return kernel_table(isa).inner.pixels != nullptr; }, py::arg("isa"),
-      "Whether the ISA has kernels for Program.inner.");
-  m.def("adds_beside_multiplies", &adds_beside_multiplies, "Whether Program.inner is faster than conv on this CPU.");
+      "Whether the ISA has kernels of inner products.");
+  m.def("adds_beside_multiplies", &adds_beside_multiplies,
+        "Whether inner products are faster than plain sums on this CPU.");
   py::class_<Program> program(m, "Program");
   program
       .def(py::init([](const std::string& isa, ptrdiff_t floats, std::shared_ptr<Arenas> arenas) {
@@ -293,13 +295,6 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"),
           py::arg("rows"))
-      .def(
-          "inner",
-          [](Program& p, const std::string& name, int src, int dst, int add,
-             const std::shared_ptr<InnerWeights>& weights, const Act& act) {
-            p.append(make_inner(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), weights, act));
-          },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"))
       .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
            py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
       .def(

@@ -48,6 +48,7 @@ class ConvSpec:
         dilation: tuple[int, int],
         pad: tuple[int, int],
         act: Act,
+        inner: InnerWeights | None,
     ) -> None: ...
 
 class StrassenWeights:
@@ -106,7 +107,6 @@ class Program:
     def strassen(
         self, name: str, src: int, dst: int, add: int, weights: StrassenWeights, act: Act, rows: int
     ) -> None: ...
-    def inner(self, name: str, src: int, dst: int, add: int, weights: InnerWeights, act: Act) -> None: ...
     def strip(
         self,
         name: str,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from .caches import Caches
 from .graph import Graph, Node, Shape, count_macs, is_depthwise, kernel_size
-from .inner import Inner
 from .strassen import Split
 
 BLOCK = 16
@@ -48,7 +47,7 @@ class Step:
 
 
 def plan_steps(
-    graph: Graph, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split | Inner] | None = None
+    graph: Graph, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split] | None = None
 ) -> list[Step]:
     """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
     makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`)."""
@@ -143,7 +142,7 @@ def _weight_bytes(node: Node) -> int:
     return node.params["weight"].size * FLOAT
 
 
-def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split | Inner]) -> bool:
+def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split]) -> bool:
     """Whether Strassen's product saves more than the strip gains. Never where the map between is larger than the cache:
     one more tensor of that size makes the steps before it slower too."""
     assert step.depthwise is not None

@@ -158,11 +158,11 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        splits: dict[str, Split | Inner] = {}
-        if self._use_inner:
-            splits.update(choose_inner(graph, shapes, self._weights))
+        inners = choose_inner(graph, shapes, self._weights) if self._use_inner else {}
+        splits: dict[str, Split] = {}
         if self._use_strassen:
-            splits.update(choose_splits(graph, shapes, self._weights, caches(), without=splits))
+            splits = choose_splits(graph, shapes, self._weights, caches(), without=inners)
+        specs = {n.name: self._spec(n, shapes, inners.get(n.name)) for n in graph.nodes if n.name in self._weights}
         steps = plan_steps(graph, shapes, caches(), splits)
         arena = plan_arena(graph, shapes, steps)
         program = _native.Program(self.isa, arena.floats, self._arenas)
@@ -181,9 +181,9 @@ class Engine:
 
                 lower_u8.emit(program, graph, step.nodes, ids, shapes, self._weights_u8, self._isa_u8)
             elif step.depthwise is not None:
-                self._emit_strip(program, step, ids, shapes, arena.layouts)
+                self._emit_strip(program, step, ids, shapes, arena.layouts, specs)
             else:
-                self._emit(program, step.nodes[0], ids, shapes, arena, splits.get(step.output))
+                self._emit(program, step.nodes[0], ids, shapes, arena, specs, splits.get(step.output))
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -194,7 +194,8 @@ class Engine:
         ids: dict[str, int],
         shapes: dict[str, Shape],
         arena: Arena,
-        split: Split | Inner | None,
+        specs: dict[str, _native.ConvSpec],
+        split: Split | None,
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
@@ -205,22 +206,17 @@ class Engine:
         if node.op == "dense":
             layout = arena.layouts[node.inputs[0]]
             flat = program.tensor(layout.floats, 1, 1, 0, 0, False, arena.offsets[node.inputs[0]])
-            program.conv(
-                node.name, flat, dst, ids[node.inputs[1]] if len(node.inputs) > 1 else -1, self._spec(node, shapes)
-            )
+            program.conv(node.name, flat, dst, ids[node.inputs[1]] if len(node.inputs) > 1 else -1, specs[node.name])
         elif node.op == "conv2d":
             add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
-            spec = self._spec(node, shapes)
+            spec = specs[node.name]
             layout = arena.layouts[node.inputs[0]]
             tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], layout.image, caches())
             if tiles:
                 program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
             elif split is not None and layout.pad_left + layout.pad_right == 0 and not layout.image:
-                if isinstance(split, Inner):
-                    program.inner(node.name, src, dst, add, self._inner_factors(node.name, split), act)
-                else:
-                    factors = self._strassen_factors(node.name, split)
-                    program.strassen(node.name, src, dst, add, factors, act, split.rows)
+                factors = self._strassen_factors(node.name, split)
+                program.strassen(node.name, src, dst, add, factors, act, split.rows)
             else:
                 program.conv(node.name, src, dst, add, spec)
         elif node.op == "add":
@@ -279,6 +275,7 @@ class Engine:
         ids: dict[str, int],
         shapes: dict[str, Shape],
         layouts: dict[str, Layout],
+        specs: dict[str, _native.ConvSpec],
     ) -> None:
         assert step.depthwise is not None
         _, h, w, _ = shapes[step.depthwise.inputs[0]]
@@ -290,9 +287,9 @@ class Engine:
             ids[step.output],
             ids[project.inputs[1]] if project is not None and len(project.inputs) > 1 else -1,
             (h, w, layout.pad_left, layout.pad_right),
-            self._spec(step.expand, shapes) if step.expand is not None else None,
-            self._spec(step.depthwise, shapes),
-            self._spec(project, shapes) if project is not None else None,
+            specs[step.expand.name] if step.expand is not None else None,
+            specs[step.depthwise.name],
+            specs[project.name] if project is not None else None,
             step.rows,
         )
 
@@ -303,11 +300,12 @@ class Engine:
             made = self._winograd.setdefault(plain, _native.WinogradWeights(plain, node.attrs["stride"][0]))
         return made
 
-    def _spec(self, node: Node, shapes: dict[str, Shape]) -> _native.ConvSpec:
+    def _spec(self, node: Node, shapes: dict[str, Shape], choice: Inner | None) -> _native.ConvSpec:
         _, h, w, _ = shapes[node.inputs[0]]
         top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
-        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation))
+        weights = None if choice is None else self._inner_factors(node.name, choice)
+        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation), weights)
 
 
 _Norm = tuple[list[float], list[float]]

@@ -27,6 +27,9 @@ class ConvOp final : public Op {
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
     // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats();
+    // As in conv_u8.cpp: a thread that makes whole panels of a map that grows finds them again in the depthwise
+    // convolution behind it, which goes by blocks.
+    if (kernel_.needs_sums() && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2) share_panels_ = true;
   }
 
   void run(const Frame& frame, Team& team) const override {
@@ -36,11 +39,15 @@ class ConvOp final : public Op {
     // Few tiles in all: as many for each thread.
     if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
     const ptrdiff_t n_tiles = ptrdiff_t{per_row} * static_cast<ptrdiff_t>(rows_.size());
-    kernel_.share(team, n_tiles, panels_outside, next_weights, frame.far,
-                  [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
+    kernel_.share(
+        team, n_tiles, panels_outside, next_weights, frame.far, [&](Range tiles) { make_sums(frame, tiles, per_row); },
+        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
   }
 
-  ptrdiff_t scratch_floats() const override { return through_ ? kernel_.through_floats(width_) : 0; }
+  ptrdiff_t scratch_floats() const override {
+    if (kernel_.needs_sums()) return static_cast<ptrdiff_t>(rows_.size()) * width_;
+    return through_ ? kernel_.through_floats(width_) : 0;
+  }
 
   WeightStream first_weights() const override { return kernel_.stream(0); }
   bool fetches_ahead() const override { return true; }
@@ -70,6 +77,23 @@ class ConvOp final : public Op {
     }
   }
 
+  // Calls f(row, tiles of it) for each row that has some of the tiles.
+  template <class F>
+  static void for_parts(Range tiles, int per_row, F&& f) {
+    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
+      f(y, Range{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),
+                 std::min<ptrdiff_t>(tiles.end - y * per_row, per_row)});
+    }
+  }
+
+  void make_sums(const Frame& frame, Range tiles, int per_row) const {
+    for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
+      const int begin = ConvKernel::first_pixel(width_, per_row, part.begin);
+      kernel_.make_sums(frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK,
+                        ConvKernel::first_pixel(width_, per_row, part.end) - begin, frame.scratch + y * width_ + begin);
+    });
+  }
+
   void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, WeightsAhead& ahead) const {
     const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
     if (through_) {
@@ -81,15 +105,14 @@ class ConvOp final : public Op {
                           [&](int block, int y) { return frame.arena + dst_.at(block, y, 0); });
       return;
     }
-    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end; ++y) {
-      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),
-                       std::min<ptrdiff_t>(tiles.end - y * per_row, per_row)};
+    for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const Row& row = rows_[static_cast<size_t>(y)];
       if (part.begin == 0) clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
-      kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
-                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_, per_row},
-                  part, row.window, panel, ahead);
-    }
+      kernel_.run(
+          {frame.arena + row.a, frame.arena + row.c, dst_.block_stride(), has_add_ ? frame.arena + row.add : nullptr,
+           add_stride_, width_, per_row, frame.scratch + y * width_},
+          part, row.window, panel, ahead);
+    });
   }
 
   const ConvKernel kernel_;
@@ -160,7 +183,7 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
         "the tensor to add has another shape");
   ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && dense(src) && dense(dst) &&
+  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && dense(src) && dense(dst) &&
       (add == nullptr || dense(*add))) {
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }

@@ -6,15 +6,35 @@
 
 namespace fmn {
 
+namespace {
+
+constexpr int MAX_INNER_ROWS = 10;
+
+}  // namespace
+
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec), src_h_(src.h), table_panel_blocks_(table.panel_blocks) {
+    : spec_(spec),
+      src_h_(src.h),
+      table_panel_blocks_(table.panel_blocks),
+      inner_(table.inner),
+      block_stride_(src.block_stride()) {
   const PackedWeights& w = *spec.weights;
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
   check(!w.depthwise && w.ic == src.c && w.oc == out_channels, name, "weights do not fit the tensors");
   check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
         "strides and dilations must be positive");
+  if (spec.inner) {
+    check(spec.inner->plain == spec.weights, name, "the weights of inner products are of another layer");
+    check(table.inner.pixels != nullptr, name, "the ISA has no kernels of inner products");
+    check(!src.image && window.stride_h * window.stride_w == 1 && window.pad_top == 0 && window.pad_left == 0, name,
+          "inner products are for 1x1 convolutions of stride 1");
+    xs_ = BLOCK;
+    mr_ = MAX_INNER_ROWS;
+    id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/inner";
+    return;
+  }
 
   for (const Panel& p : w.panels) {
     const Panel* before = &p == w.panels.data() ? nullptr : &p - 1;
@@ -74,8 +94,10 @@ ConvKernel::Rows ConvKernel::rows(int y) const {
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
                      WeightsAhead& ahead) const {
-  const int n = pixels.tiles;
-  const int size = (pixels.count + n - 1) / n, wide = n - (n * size - pixels.count);  // tiles of `size` pixels
+  if (spec_.inner) {
+    run_inner(pixels, part, panel, ahead);
+    return;
+  }
   GemmArgs g;
   g.xs = xs_;
   const Segments& segments = segments_[segments_of_[static_cast<size_t>(&panel - panels().data())]];
@@ -87,9 +109,8 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
-  const auto some = [&](ptrdiff_t begin, ptrdiff_t end, ptrdiff_t x, int mr) {
-    if (begin >= end) return;
-    g.tiles = end - begin;
+  by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
+    g.tiles = tiles;
     g.a = pixels.a + x * xs_;
     g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
@@ -97,10 +118,37 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     g.prefetch_later = ahead.far->take(k * g.tiles);
     fns_[fn_index(panel, mr)](g);
-  };
-  some(part.begin, std::min<ptrdiff_t>(part.end, wide), part.begin * size, size);
-  const ptrdiff_t narrow = std::max<ptrdiff_t>(part.begin, wide);
-  some(narrow, part.end, wide * size + (narrow - wide) * (size - 1), size - 1);
+  });
+}
+
+void ConvKernel::make_sums(const float* a, ptrdiff_t pixels, float* sums) const {
+  inner_.pixels({a, spec_.weights->ic / BLOCK, block_stride_, pixels, sums});
+}
+
+void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
+  const PackedWeights& w = *spec_.weights;
+  const ptrdiff_t lane = ptrdiff_t{panel.block} * BLOCK;
+  InnerArgs g;
+  g.blocks = w.ic / BLOCK;
+  g.block_stride = block_stride_;
+  g.rest = w.ic % BLOCK;
+  g.b = weights_of(panel);
+  g.init = spec_.inner->init + lane;
+  g.scale = spec_.inner->scale + lane;
+  g.bias = w.bias + lane;
+  g.c_stride = pixels.c_stride;
+  g.add_stride = pixels.add_stride;
+  g.act = spec_.act;
+  by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
+    g.tiles = tiles;
+    g.a = pixels.a + x * BLOCK;
+    g.pixels = pixels.sums + x;
+    g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
+    g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
+    const char* soon = ahead.take(w.ic * tiles);
+    g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    inner_.gemm[(mr - 1) * 2 + panel.nb - 1].run(g);
+  });
 }
 
 }  // namespace fmn

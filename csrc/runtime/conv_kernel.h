@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/inner.h"
 #include "runtime/ops.h"
 
 namespace fmn {
@@ -27,14 +28,15 @@ class ConvKernel {
     const float* add;  // or null
     ptrdiff_t add_stride;
     int count;
-    int tiles;  // at least tiles(count)
+    int tiles;                    // at least tiles(count)
+    const float* sums = nullptr;  // with inner products: those of the pixels
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.
   ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
              const ConvSpec& spec);
 
-  const std::vector<Panel>& panels() const { return spec_.weights->panels; }
+  const std::vector<Panel>& panels() const { return spec_.inner ? spec_.inner->panels : spec_.weights->panels; }
   int mr() const { return mr_; }
   const PackedWeights& weights() const { return *spec_.weights; }
   const std::string& id() const { return id_; }  // e.g. gemm_f32/avx512/14x32
@@ -45,6 +47,11 @@ class ConvKernel {
 
   int tiles(int pixels) const { return (pixels + mr_ - 1) / mr_; }
 
+  // With inner products: what is subtracted for pixels that follow each other, before any panel of them. It costs as
+  // much as one or two output channels.
+  bool needs_sums() const { return spec_.inner != nullptr; }
+  void make_sums(const float* a, ptrdiff_t pixels, float* sums) const;
+
   // Tiles [part.begin, part.end) of the pixels. `ahead`: what to fetch meanwhile.
   void run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel, WeightsAhead& ahead) const;
 
@@ -54,7 +61,7 @@ class ConvKernel {
   bool rows_waste(int width) const {
     const PackedWeights& w = *spec_.weights;
     const bool in_place = w.kh * w.kw * spec_.window.stride_h * spec_.window.stride_w == 1 && w.groups == 1;
-    return in_place && 8 * tiles(width) * mr_ > 9 * width;
+    return in_place && !spec_.inner && 8 * tiles(width) * mr_ > 9 * width;
   }
   // What run_through needs for so many pixels.
   ptrdiff_t through_floats(ptrdiff_t pixels) const { return pixels * BLOCK * table_panel_blocks_; }
@@ -86,7 +93,7 @@ class ConvKernel {
   WeightStream stream(ptrdiff_t p) const {
     if (p >= static_cast<ptrdiff_t>(panels().size())) return {};
     const Panel& panel = panels()[static_cast<size_t>(p)];
-    return {spec_.weights->panel(panel), spec_.weights->k(panel) * panel.width()};
+    return {weights_of(panel), spec_.weights->k(panel) * panel.width()};
   }
 
   // What to fetch during panel p if `next` is read after this layer.
@@ -104,18 +111,34 @@ class ConvKernel {
 
   // Cache lines of other weights that so many tiles of each panel can fetch.
   ptrdiff_t far_lines(ptrdiff_t n_tiles) const {
+    if (spec_.inner) return 0;
     ptrdiff_t lines = 0;
     for (const Panel& p : panels()) lines += spec_.weights->k(p) * n_tiles;
     return lines;
   }
 
   // Does all tiles of all panels with the other threads: run(p, tiles, ahead) for some tiles of one panel.
-  // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles.
-  template <class F>
-  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
+  // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles. Before a thread runs
+  // tiles whose pixels need sums, it calls sums(tiles).
+  template <class S, class F>
+  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far, S&& sums,
              F&& run) const;
 
  private:
+  void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
+  const float* weights_of(const Panel& panel) const {
+    return spec_.inner ? spec_.inner->weight + panel.offset : spec_.weights->panel(panel);
+  }
+
+  // The tiles `part` of n that cut `count` pixels: some(tiles, first pixel, pixels of a tile) for those of each width.
+  template <class F>
+  static void by_width(int count, int n, Range part, F&& some) {
+    const int size = (count + n - 1) / n, wide = n - (n * size - count);  // tiles of `size` pixels
+    const ptrdiff_t middle = std::clamp<ptrdiff_t>(wide, part.begin, part.end);
+    if (part.begin < middle) some(middle - part.begin, part.begin * size, size);
+    if (middle < part.end) some(part.end - middle, first_pixel(count, n, middle), size - 1);
+  }
+
   const ConvSpec spec_;
   const int src_h_;
   // (ky, kx, channel block), as the weights lie. Panels that read the same channels share a list.
@@ -132,19 +155,24 @@ class ConvKernel {
   }
   int table_panel_blocks_ = 1;
   ptrdiff_t xs_ = 0;
+  const InnerKernels& inner_;
+  ptrdiff_t block_stride_;
   int mr_ = 0;
   std::string id_;
 };
 
-template <class F>
+template <class S, class F>
 void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
-                       F&& run) const {
+                       S&& sums, F&& run) const {
   constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
   const auto n_panels = static_cast<ptrdiff_t>(panels().size());
   const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
   if (panels_outside) {
     // Threads share the panels, down to the tiles of one.
+    bool ready = !needs_sums();
     team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
+      if (!ready) sums(Range{0, n_tiles});
+      ready = true;
       for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
         const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}), std::min(part.end - p * n_tiles, n_tiles)};
         WeightsAhead soon = ahead(p, tiles, n_tiles, next, far);
@@ -156,9 +184,11 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
   const ptrdiff_t grain = std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels));
   team.share(n_tiles, grain, [&](Range part) {
     for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
+      const Range tiles{begin, std::min(begin + TILES_AT_A_TIME, part.end)};
+      if (needs_sums()) sums(tiles);
       for (ptrdiff_t p = 0; p < n_panels; ++p) {
         WeightsAhead soon = ahead(p, next, far);
-        run(p, Range{begin, std::min(begin + TILES_AT_A_TIME, part.end)}, soon);
+        run(p, tiles, soon);
       }
     }
   });

@@ -10,15 +10,11 @@
 namespace fmn {
 
 struct InnerWeights {
-  struct Panel {
-    int block, nb;     // 1 or 2 blocks
-    ptrdiff_t offset;  // floats from `weight`
-  };
   std::shared_ptr<const PackedWeights> plain;
   const float* weight = nullptr;  // panels of [k][nb * 16]: the layer's weights / scale
   const float* init = nullptr;    // [blocks * 16]: minus the sums of the products of pairs
   const float* scale = nullptr;   // [blocks * 16], powers of two
-  std::vector<Panel> panels;
+  std::vector<Panel> panels;      // of 1 or 2 whole blocks
 };
 
 // Of a 1x1 convolution that is not grouped. `size`: how large its input is typically; the weights of every output

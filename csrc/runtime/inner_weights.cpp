@@ -57,12 +57,12 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
   float* const init = w.store->allocate(lanes);
   float* const scale = w.store->allocate(lanes);
   for (int block = 0; block < w.blocks(); block += 2) {
-    result->panels.push_back({block, std::min(2, w.blocks() - block), ptrdiff_t{block} * BLOCK * w.ic});
+    result->panels.push_back({block, std::min(2, w.blocks() - block), false, 0, w.ic, ptrdiff_t{block} * BLOCK * w.ic});
   }
   for (const Panel& from : w.panels) {
     for (int b = 0; b < from.nb; ++b) {
       const int block = from.block + b;
-      const InnerWeights::Panel& to = result->panels[static_cast<size_t>(block / 2)];
+      const Panel& to = result->panels[static_cast<size_t>(block / 2)];
       scale_block({w.panel(from) + b * BLOCK, from.width(), std::min(from.width() - b * BLOCK, BLOCK)},
                   weight + to.offset + (block - to.block) * BLOCK, ptrdiff_t{to.nb} * BLOCK, w.ic, size,
                   init + block * BLOCK, scale + block * BLOCK);

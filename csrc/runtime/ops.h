@@ -46,11 +46,14 @@ struct Window {
   int pad_top = 0, pad_left = 0;  // what is read beyond the bottom and the right follows from the output size
 };
 
+struct InnerWeights;
+
 // A convolution, dense or depthwise, and the function behind it.
 struct ConvSpec {
   std::shared_ptr<const PackedWeights> weights;
   Window window;
   Act act;
+  std::shared_ptr<const InnerWeights> inner;  // made of `weights`, if it is computed by inner products (inner.h)
 };
 
 enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };
@@ -209,12 +212,6 @@ struct StrassenSpec {
 
 OpPtr make_strassen(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
                     const Tensor* add, const StrassenSpec& spec);
-
-struct InnerWeights;
-
-// The same by Winograd's inner product (inner.h).
-OpPtr make_inner(const KernelTable& table, const std::string& name, const Tensor& src, const Tensor& dst,
-                 const Tensor* add, const std::shared_ptr<const InnerWeights>& weights, const Act& act);
 
 // A depthwise convolution with, perhaps, a dense convolution before it and a 1x1 convolution after it, done together.
 struct StripSpec {

@@ -362,7 +362,7 @@ OpPtr make_strassen(const KernelTable& table, const std::string& name, const Ten
         "the tensor to add has another shape");
   check(spec.rows > 0, name, "a chunk must have rows");
   check_act(name, spec.act);
-  ConvKernel kernel(table, name, src, dst.c, ConvSpec{spec.weights->weights, Window(), spec.act});
+  ConvKernel kernel(table, name, src, dst.c, ConvSpec{spec.weights->weights, Window(), spec.act, nullptr});
   check(max_mr(table, w.panel_blocks, BLOCK) > 0, name, "the kernel table has no kernel for a tile");
   const std::string id = kernel.id() + "/strassen" + std::to_string(spec.weights->levels);
   return std::make_unique<StrassenOp>(table, name, id, std::move(kernel), src, dst, add, spec);

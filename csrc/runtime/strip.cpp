@@ -78,7 +78,7 @@ class StripOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
+    return sums_at() + std::max(expand_ ? ptrdiff_t{ring_.h} * mid_.w : 0, project_ ? ptrdiff_t{oh_} * ow_ : 0);
   }
 
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
@@ -116,6 +116,7 @@ class StripOp final : public Op {
     const bool share_panels = project_->weights().floats() > 4 * whole_.floats();
     project_->share(
         team, tiles(0, oh_), share_panels, next_weights, frame.far,
+        [&](Range tiles) { make_sums(frame, target, 0, oh_, tiles); },
         [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, p, ahead); });
   }
 
@@ -135,6 +136,11 @@ class StripOp final : public Op {
 
   // Behind ring and strip.
   ptrdiff_t through_at() const { return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0); }
+
+  // Behind those, what is subtracted for pixels, of one convolution at a time.
+  ptrdiff_t sums_at() const {
+    return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
+  }
 
   ptrdiff_t groups() const { return static_cast<ptrdiff_t>(groups_.size()); }
 
@@ -172,6 +178,10 @@ class StripOp final : public Op {
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
+      if (expand_ && expand_->needs_sums()) {
+        for (int r = made; r < need; ++r)
+          expand_->make_sums(source_row(frame, r), mid_.w, sums_of_row(frame, r - made));
+      }
       for (ptrdiff_t p = part.begin; p < part.end; ++p) {
         if (expand_) expand(frame, p, made, need);
         const Range group = groups_[static_cast<size_t>(p)];
@@ -183,6 +193,7 @@ class StripOp final : public Op {
       if (!project_) {
         clear_padding(frame.arena, dst_, blocks, {y, end});
       } else if (target.project != nullptr) {
+        if (project_->needs_sums()) make_sums(frame, target, y, end, {0, tiles(y, end)});
         for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(project_->panels().size()); ++p) {
           WeightsAhead ahead = target.project->ahead(p, next_weights, frame.far);
           project(frame, target, y, end, {0, tiles(y, end)}, p, ahead);
@@ -193,6 +204,12 @@ class StripOp final : public Op {
   }
 
   int top(int y) const { return y * window_.stride_h - window_.pad_top; }
+
+  const float* source_row(const Frame& frame, int y) const {
+    return frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
+  }
+
+  float* sums_of_row(const Frame& frame, int row) const { return frame.scratch + sums_at() + ptrdiff_t{row} * mid_.w; }
 
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
@@ -207,10 +224,10 @@ class StripOp final : public Op {
     }
     const Range all{0, expand_->tiles(mid_.w)};
     for (int y = y0; y < y1; ++y) {
-      const float* a = frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
-      expand_->run({a, c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end)}, all, expand_->rows(y),
-                   panel, ahead);
+      expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
+                    sums_of_row(frame, y - y0)},
+                   all, expand_->rows(y), panel, ahead);
     }
   }
 
@@ -257,6 +274,17 @@ class StripOp final : public Op {
     return flat_ ? project_->tiles((y1 - y0) * ow_) : ptrdiff_t{project_->tiles(ow_)} * (y1 - y0);
   }
 
+  // Of tiles of rows y0 .. y1 - 1, which follow each other in the strip.
+  void make_sums(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
+    const int width = flat_ ? (y1 - y0) * ow_ : ow_, per_row = project_->tiles(width);
+    const auto pixel = [&](ptrdiff_t tile) {
+      return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
+    };
+    const ptrdiff_t begin = pixel(part.begin);
+    project_->make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
+                        frame.scratch + sums_at() + begin);
+  }
+
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
                WeightsAhead& ahead) const {
     const ConvKernel& kernel = *target.project;
@@ -272,7 +300,7 @@ class StripOp final : public Op {
       }
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
                   has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr, add_.block_stride(), width,
-                  static_cast<int>(per_row)},
+                  static_cast<int>(per_row), frame.scratch + sums_at() + row * width},
                  tiles, kernel.rows(0), panel, ahead);
     }
   }
@@ -334,7 +362,9 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
   check(fn != nullptr, name, "the kernel table has no depthwise kernel");
   std::string id = std::string("dw_f32/") + table.isa + "/" + size;
   if (spec.expand || spec.project) {
-    id = std::string(spec.expand ? "conv+" : "") + id + (spec.project ? "+conv" : "") + "/" + std::to_string(spec.rows);
+    const auto dense = [](const ConvSpec& conv) { return std::string(conv.inner ? "inner" : "conv"); };
+    id = (spec.expand ? dense(*spec.expand) + "+" : "") + id + (spec.project ? "+" + dense(*spec.project) : "") + "/" +
+         std::to_string(spec.rows);
   }
   return std::make_unique<StripOp>(table, name, id, fn, spec, src, dst, add);
 }
