@@ -27,7 +27,9 @@ KERNEL = re.compile(r"\bfmn::(\w+)::\(anonymous namespace\)::(.*)")
 EXEMPT = "scalar"
 #: What _kernels() calls an op -> the C++ function, and how many multiply-adds its main loop has at least.
 LISTED = {"gemm_f32": "gemm_tile<{mr}, {nb}, {xs}, {half}>(", "dw_f32": "dw<{k}, {stride}, "}
+BLOCK = 16
 PAIRS = "gemm_pairs<{mr}, {xs}>("  # tiles with a half block, where a vector is a block
+OVERLAPPED = "gemm_overlapped<{mr}, {nb}, {xs}, ("  # large tiles of AVX-512, in halves; of each kind of function
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +88,13 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
         yield from ((f"gemm_inner<{mr}, {nb}>(", 11 * mr * nb) for mr in range(1, 11) for nb in (1, 2))
     for kernel in _native._kernels(isa):
         if kernel["op"] == "gemm_f32":  # a vector holds no more than a block
-            name = PAIRS if isa == "avx512" and kernel["half"] else LISTED["gemm_f32"]
-            values = kernel | {"half": str(kernel["half"]).lower()}
-            yield name.format(**values), kernel["mr"] * kernel["nb"] - (kernel["half"] and kernel["mr"] // 2)
+            vectors = kernel["mr"] * kernel["nb"] - (kernel["half"] and kernel["mr"] // 2)
+            name = LISTED["gemm_f32"]
+            if isa == "avx512" and kernel["half"]:
+                name = PAIRS
+            elif isa == "avx512" and kernel["xs"] in (6, BLOCK) and vectors >= 14:
+                name, vectors = OVERLAPPED, vectors // 2
+            yield name.format(**kernel | {"half": str(kernel["half"]).lower()}), vectors
         elif kernel["k"]:
             yield LISTED[kernel["op"]].format(**kernel), kernel["k"] ** 2
 

@@ -86,7 +86,7 @@ inline __attribute__((always_inline)) void gemm_steps(Vec (&acc)[MR][NV], const 
 
 // HALF: only the first 8 channels of the last block exist, and the other vectors of it are left out.
 template <int MR, int NB, int XS, bool HALF>
-void gemm_tile(const GemmArgs& g) {
+__attribute__((noinline)) void gemm_tile(const GemmArgs& g) {
   static_assert(!HALF || VECS > 1, "a vector is a block: see gemm_pairs");
   constexpr int NV = NB * VECS - (HALF ? VECS / 2 : 0);
   const ptrdiff_t xs = XS ? XS : g.xs;

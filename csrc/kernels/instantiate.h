@@ -27,9 +27,10 @@
 #define FMN_ROWS_1_2(NB, XS) FMN_T(1, NB, XS), FMN_T(2, NB, XS)
 #define FMN_ROWS_1_6(NB, XS) \
   FMN_ROWS_1_2(NB, XS), FMN_T(3, NB, XS), FMN_T(4, NB, XS), FMN_T(5, NB, XS), FMN_T(6, NB, XS)
-#define FMN_ROWS_1_14(NB, XS)                                                                                       \
+#define FMN_ROWS_1_13(NB, XS)                                                                                       \
   FMN_ROWS_1_6(NB, XS), FMN_T(7, NB, XS), FMN_T(8, NB, XS), FMN_T(9, NB, XS), FMN_T(10, NB, XS), FMN_T(11, NB, XS), \
-      FMN_T(12, NB, XS), FMN_T(13, NB, XS), FMN_T(14, NB, XS)
+      FMN_T(12, NB, XS), FMN_T(13, NB, XS)
+#define FMN_ROWS_1_14(NB, XS) FMN_ROWS_1_13(NB, XS), FMN_T(14, NB, XS)
 
 #define FMN_ROWS_15_28(NB, XS)                                                                                      \
   FMN_T(15, NB, XS), FMN_T(16, NB, XS), FMN_T(17, NB, XS), FMN_T(18, NB, XS), FMN_T(19, NB, XS), FMN_T(20, NB, XS), \

@@ -128,7 +128,35 @@ inline Vec plus_1(const float* a, Vec b) {  // the same
   asm volatile("vaddps %1%{1to16%}, %2, %0" : "=v"(v) : "m"(*a), "v"(b));
   return v;
 }
+// For overlapped.h: in the order in which they are written.
+using Unaligned = float __attribute__((vector_size(64), aligned(4), may_alias));
+inline void prefetch_now(
+    const char* p) {  // GCC 12 takes a function that does nothing but prefetch for one of no effect
+  asm volatile("prefetcht1 %0" : : "m"(*p));
+}
+inline void store_now(float* p, Vec v) {
+  asm volatile("vmovups %1, %0" : "=m"(*reinterpret_cast<Unaligned*>(p)) : "v"(v));
+}
+inline void store_clamped(float* p, Vec& x, Vec lo, Vec hi) {
+  asm volatile(
+      "vmaxps %1, %2, %1\n\t"
+      "vminps %1, %3, %1\n\t"
+      "vmovups %1, %0"
+      : "=m"(*reinterpret_cast<Unaligned*>(p)), "+v"(x)
+      : "v"(lo), "v"(hi));
+}
+inline void plus_m(Vec& x, const float* p) {
+  asm volatile("vaddps %1, %0, %0" : "+v"(x) : "m"(*reinterpret_cast<const Unaligned*>(p)));
+}
+inline void times_m(Vec& x, const float* p) {
+  asm volatile("vmulps %1, %0, %0" : "+v"(x) : "m"(*reinterpret_cast<const Unaligned*>(p)));
+}
 #else
+inline void prefetch_now(const char* p) { prefetch(p); }
+inline void store_now(float* p, Vec v) { store(p, v); }
+inline void store_clamped(float* p, Vec x, Vec lo, Vec hi) { store(p, clamp(x, lo, hi)); }
+inline void plus_m(Vec& x, const float* p) { x = plus(x, load(p)); }
+inline void times_m(Vec& x, const float* p) { x = times(x, load(p)); }
 inline Frag load_a(const float* p) { return _mm512_set1_ps(*p); }
 template <int KK>
 inline void fma_a(Vec& acc, Frag a, Vec b) {
