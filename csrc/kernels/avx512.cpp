@@ -8,7 +8,7 @@
 #include "kernels/overlapped.h"
 
 #define FMN_LARGE(MR, NB, XS) \
-  { MR, NB, false, XS, gemm_large<MR, NB, XS> }
+  { MR, NB, false, XS, gemm_large<MR, NB, XS>, true }
 #define FMN_LARGE_7_14(XS)                                                                                   \
   FMN_LARGE(7, 2, XS), FMN_LARGE(8, 2, XS), FMN_LARGE(9, 2, XS), FMN_LARGE(10, 2, XS), FMN_LARGE(11, 2, XS), \
       FMN_LARGE(12, 2, XS), FMN_LARGE(13, 2, XS), FMN_LARGE(14, 2, XS)

@@ -22,6 +22,17 @@ struct Place {
   const float* add;  // with Behind::add_clamp
 };
 
+// What lies between the last tile of a row and the first of the next, asked behind every tile.
+struct RowGaps {
+  ptrdiff_t tiles, floats, done = 0;
+  RowGaps(ptrdiff_t row_tiles, ptrdiff_t row_gap) : tiles(row_tiles), floats(row_gap) {}
+  ptrdiff_t gap() {
+    if (++done != tiles) return 0;
+    done = 0;
+    return floats;
+  }
+};
+
 struct FinishConstants {
   Vec lo, hi;         // for hard swish, hi is alpha
   const float* beta;  // of hard swish
@@ -125,6 +136,7 @@ __attribute__((noinline)) void gemm_overlapped(const GemmArgs& g) {
   const FinishConstants f(g.act, B == Behind::swish);
   const ptrdiff_t c_apart = NB == 1 ? M0 * BLOCK : g.c_stride, add_apart = NB == 1 ? M0 * BLOCK : g.add_stride;
   Fetched fetched{g.prefetch, g.prefetch_later};
+  RowGaps rows{g.row_tiles, g.row_gap};
   const float* a = g.a;
   Place first{g.c, g.add}, second{nullptr, nullptr};
   Vec even[M0], odd[M1];
@@ -134,7 +146,7 @@ __attribute__((noinline)) void gemm_overlapped(const GemmArgs& g) {
     half_tile<B, NB, XS>(even, g, a, 0, odd, second, f, fetched);
     second = {first.c + c_apart, first.add + add_apart};
     half_tile<B, NB, XS>(odd, g, a + (NB == 1 ? M0 * XS : 0), SECOND, even, first, f, fetched);
-    first.c += MR * BLOCK;
+    first.c += MR * BLOCK + rows.gap();
     first.add += MR * BLOCK;
     a += MR * XS;
   }
@@ -154,11 +166,13 @@ void gemm_large(const GemmArgs& g) {
   constexpr int M0 = (MR + 1) / 2;
   GemmArgs part = g;
   part.tiles = 1;
-  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
+  RowGaps rows{g.row_tiles, g.row_gap};
+  ptrdiff_t gaps = 0;
+  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile, gaps += rows.gap()) {
     for (int second = 0; second < 2; ++second) {
       const ptrdiff_t at = tile * MR + second * M0;
       part.a = g.a + at * XS;
-      part.c = g.c + at * BLOCK;
+      part.c = g.c + at * BLOCK + gaps;
       part.add = g.add != nullptr ? g.add + at * BLOCK : nullptr;
       second == 0 ? gemm_tile<M0, NB, XS, false>(part) : gemm_tile<MR - M0, NB, XS, false>(part);
     }

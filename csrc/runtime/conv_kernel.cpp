@@ -32,6 +32,7 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
           "inner products are for 1x1 convolutions of stride 1");
     xs_ = BLOCK;
     mr_ = MAX_INNER_ROWS;
+    rows_at_once_.assign(static_cast<size_t>(mr_ + 1), false);
     id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/inner";
     return;
   }
@@ -49,12 +50,14 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   if (max_mr(table, 1, xs) == 0) xs = 0;  // no kernel was compiled for this stride: take it at run time
   const int nb = std::min(w.panel_blocks, w.blocks());
   mr_ = max_mr(table, nb, xs);
+  rows_at_once_.assign(static_cast<size_t>(mr_ + 1), true);
   fns_.assign(static_cast<size_t>((nb + 1) * 2 * (mr_ + 1)), nullptr);
   for (const Panel& p : w.panels) {
     for (int m = 1; m <= mr_; ++m) {
-      const GemmFn fn = find_gemm(table, m, p.nb, p.half, xs);
-      check(fn != nullptr, name, "the kernel table has no kernel for a tile");
-      fns_[fn_index(p, m)] = fn;
+      const GemmEntry* entry = find_gemm_entry(table, m, p.nb, p.half, xs);
+      check(entry != nullptr, name, "the kernel table has no kernel for a tile");
+      fns_[fn_index(p, m)] = entry->run;
+      if (!entry->rows) rows_at_once_[static_cast<size_t>(m)] = false;
     }
   }
   id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x" + std::to_string(nb * BLOCK);
@@ -92,8 +95,28 @@ ConvKernel::Rows ConvKernel::rows(int y) const {
   return {first, last};
 }
 
+int ConvKernel::row_tiles(int width) const {
+  const int least = tiles(width);
+  for (int n = least; n <= 2 * least; ++n) {
+    if (width % n == 0 && rows_at_once_[static_cast<size_t>(width / n)]) return n;
+  }
+  return least;
+}
+
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
                      WeightsAhead& ahead) const {
+  const int size = pixels.count / pixels.tiles;
+  if (pixels.rows > 1 && (pixels.count % pixels.tiles != 0 || !rows_at_once_[static_cast<size_t>(size)])) {
+    Pixels row = pixels;
+    row.rows = 1;
+    for (int y = 0; y < pixels.rows; ++y) {
+      run(row, part, rows, panel, ahead);
+      row.a += pixels.count * xs_;
+      row.c += pixels.c_pitch;
+      if (row.sums != nullptr) row.sums += pixels.count;
+    }
+    return;
+  }
   if (spec_.inner) {
     run_inner(pixels, part, panel, ahead);
     return;
@@ -109,8 +132,12 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
+  if (pixels.rows > 1) {
+    g.row_tiles = pixels.tiles;
+    g.row_gap = pixels.c_pitch - ptrdiff_t{pixels.count} * BLOCK;
+  }
   by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
-    g.tiles = tiles;
+    g.tiles = tiles * pixels.rows;
     g.a = pixels.a + x * xs_;
     g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
@@ -140,12 +167,12 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
   by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
-    g.tiles = tiles;
+    g.tiles = tiles * pixels.rows;
     g.a = pixels.a + x * BLOCK;
     g.pixels = pixels.sums + x;
     g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
-    const char* soon = ahead.take(w.ic * tiles);
+    const char* soon = ahead.take(w.ic * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     inner_.gemm[(mr - 1) * 2 + panel.nb - 1].run(g);
   });

@@ -30,6 +30,10 @@ class ConvKernel {
     int count;
     int tiles;                    // at least tiles(count)
     const float* sums = nullptr;  // with inner products: those of the pixels
+    // So many such rows, whose A and sums follow each other without a gap and whose C is so many floats apart: then all
+    // tiles, cut by row_tiles, without add.
+    int rows = 1;
+    ptrdiff_t c_pitch = 0;
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.
@@ -46,6 +50,8 @@ class ConvKernel {
   Rows rows(int y) const;
 
   int tiles(int pixels) const { return (pixels + mr_ - 1) / mr_; }
+  // Into how many tiles rows are cut that are run together: if possible of one size, of which one call does all rows.
+  int row_tiles(int width) const;
 
   // With inner products: what is subtracted for pixels that follow each other, before any panel of them. It costs as
   // much as one or two output channels.
@@ -150,6 +156,7 @@ class ConvKernel {
   std::vector<Segments> segments_;
   std::vector<size_t> segments_of_;  // of a panel
   std::vector<GemmFn> fns_;          // [nb][half][mr]
+  std::vector<bool> rows_at_once_;   // [mr], whether the kernels of all panels do rows with gaps between
   size_t fn_index(const Panel& p, int mr) const {
     return static_cast<size_t>((p.nb * 2 + (p.half ? 1 : 0)) * (mr_ + 1) + mr);
   }

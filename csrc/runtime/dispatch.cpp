@@ -92,12 +92,17 @@ const KernelTable& kernel_table(const std::string& isa) {
   throw std::invalid_argument(source + "=" + given + " is not supported here; this machine has: " + names);
 }
 
-GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs) {
+const GemmEntry* find_gemm_entry(const KernelTable& table, int mr, int nb, bool half, int xs) {
   for (int i = 0; i < table.n_gemm; ++i) {
     const GemmEntry& e = table.gemm[i];
-    if (e.mr == mr && e.nb == nb && e.half == half && e.xs == xs) return e.run;
+    if (e.mr == mr && e.nb == nb && e.half == half && e.xs == xs) return &e;
   }
   return nullptr;
+}
+
+GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs) {
+  const GemmEntry* entry = find_gemm_entry(table, mr, nb, half, xs);
+  return entry != nullptr ? entry->run : nullptr;
 }
 
 DwFn find_dw(const KernelTable& table, int k, int stride) {

@@ -20,6 +20,7 @@ const KernelTable& kernel_table(const std::string& isa = "");
 
 // The kernel of a tile, or null if the table has none.
 GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs);
+const GemmEntry* find_gemm_entry(const KernelTable& table, int mr, int nb, bool half, int xs);
 DwFn find_dw(const KernelTable& table, int k, int stride);
 
 // The most pixels of a tile with nb blocks and pixel stride xs; 0 if there is none.

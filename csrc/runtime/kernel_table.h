@@ -52,6 +52,8 @@ struct GemmArgs {
   Act act;
   const char* prefetch;  // weights needed soon: one cache line a step of k is fetched from here; any address is fine
   const char* prefetch_later;  // and one from here, unless it is null: those of matrix-vector products to come
+  // Only for kernels with GemmEntry::rows, without add: row_gap more floats of C behind every so many tiles, or 0.
+  ptrdiff_t row_tiles = 0, row_gap = 0;
 };
 
 // dst[y][x][o] = act(bias[o] + sum_ky,kx rows[y * s + ky][x * s + kx][o] * w[ky][kx][o]) for one block. act is clamp or
@@ -198,6 +200,7 @@ struct GemmEntry {
   bool half;   // the last block has 8 channels
   int xs;      // floats from one pixel of A to the next; 0: GemmArgs::xs at run time
   GemmFn run;
+  bool rows;  // whether it knows GemmArgs::row_tiles
 };
 struct DwEntry {
   int k, stride;  // 0, 0: any

@@ -66,8 +66,9 @@ class StripOp final : public Op {
       flat_ = dense(dst) && (add == nullptr || dense(*add));
     }
     rows_at_a_time_ = std::min(rows_, 8);
-    through_ = expand_ && !src.image && src.pad_left + src.pad_right == 0 && src.h == mid_.h && src.w == mid_.w &&
-               expand_->rows_waste(mid_.w);
+    dense_source_ = expand_ && !src.image && src.pad_left + src.pad_right == 0 && src.h == mid_.h && src.w == mid_.w &&
+                    spec.expand->weights->kh * spec.expand->weights->kw == 1;
+    through_ = dense_source_ && expand_->rows_waste(mid_.w);
     pointers_ = static_cast<int>(any_ ? ptrdiff_t{rows_} * w.kh : rows_needed(rows_));
     // A group of channels is what one tile of the first convolution makes.
     if (spec.expand) {
@@ -222,11 +223,12 @@ class StripOp final : public Op {
                            [&](int block, int y) { return frame.scratch + ring_.at(block, (y0 + y) % ring_.h, 0); });
       return;
     }
-    const Range all{0, expand_->tiles(mid_.w)};
-    for (int y = y0; y < y1; ++y) {
+    const Range all{0, dense_source_ ? expand_->row_tiles(mid_.w) : expand_->tiles(mid_.w)};
+    for (int y = y0, n = 1; y < y1; y += n) {
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
+      if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
       expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
-                    sums_of_row(frame, y - y0)},
+                    sums_of_row(frame, y - y0), n, ring_.pitch()},
                    all, expand_->rows(y), panel, ahead);
     }
   }
@@ -318,7 +320,8 @@ class StripOp final : public Op {
   Tensor whole_;         // in the shared memory
   Tensor add_;
   bool has_add_ = false, flat_ = false;
-  bool through_ = false;  // the expanded rows are made as one and copied into the ring
+  bool dense_source_ = false;  // a map of pixels as many as the expanded map has, one behind the other
+  bool through_ = false;       // the expanded rows are made as one and copied into the ring
   int rows_ = 1, rows_at_a_time_ = 1, ring_rows_ = 1, pointers_ = 0;
   std::vector<Range> groups_;  // blocks that are expanded and filtered together
 };
