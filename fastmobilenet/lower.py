@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +71,7 @@ class Engine:
         self._strassen_weights = {} if base is None else base._strassen_weights
         self._inner_weights: dict[tuple[_native.PackedWeights, float], _native.InnerWeights]
         self._inner_weights = {} if base is None else base._inner_weights
+        self._measured: dict[str, np.ndarray] = {}
         self._plans: dict[tuple[int, int], _native.Program] = {}
 
     @property
@@ -158,10 +159,29 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        inners = choose_inner(graph, shapes, self._weights) if self._use_inner else {}
+        inners = choose_inner(graph, shapes, self._weights, self._squares) if self._use_inner else {}
         splits: dict[str, Split] = {}
         if self._use_strassen:
             splits = choose_splits(graph, shapes, self._weights, caches(), without=inners)
+        return self._program(graph, shapes, inners, splits)
+
+    def _squares(self, names: Collection[str]) -> Mapping[str, np.ndarray]:
+        """Mean squares of the channels of those tensors that can be measured (sizes.py)."""
+        missing = [name for name in names if name not in self._measured]
+        if missing:
+            from .sizes import mean_squares  # a network that is bounded everywhere needs none of it
+
+            self._measured.update(mean_squares(self._graph, missing, self._run_once))
+        return self._measured
+
+    def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
+        _, h, w, _ = x.shape
+        return self._program(graph, infer_shapes(graph, 1, h, w), {}, {}).run(x, layout, 1)
+
+    def _program(
+        self, graph: Graph, shapes: dict[str, Shape], inners: Mapping[str, Inner], splits: Mapping[str, Split]
+    ) -> _native.Program:
+        """``graph``: that of the engine or another one whose convolutions are among those of the engine."""
         specs = {n.name: self._spec(n, shapes, inners.get(n.name)) for n in graph.nodes if n.name in self._weights}
         steps = plan_steps(graph, shapes, caches(), splits)
         arena = plan_arena(graph, shapes, steps)

@@ -43,12 +43,16 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, doubl
   for (int o = 0; o < BLOCK; ++o) init[o] = static_cast<float>(-products[o]);
 }
 
+void check_pointwise(const PackedWeights& w, double size) {
+  if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
+  if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");
+}
+
 }  // namespace
 
 std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size) {
   const PackedWeights& w = *plain;
-  if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
-  if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");
+  check_pointwise(w, size);
   auto result = std::make_shared<InnerWeights>();
   result->plain = plain;
   const auto ic = static_cast<size_t>(w.ic);
@@ -72,6 +76,45 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
   result->init = init;
   result->scale = scale;
   return result;
+}
+
+double inner_noise(const PackedWeights& plain, double size, const float* squares) {
+  check_pointwise(plain, size);
+  double sum = 0;
+  int count = 0;
+  for (const Panel& from : plain.panels) {
+    for (int b = 0; b < from.nb; ++b) {
+      const int lane = (from.block + b) * BLOCK, lanes = std::min(plain.oc - lane, BLOCK);
+      const float* const w = plain.panel(from) + b * BLOCK;
+      const ptrdiff_t stride = from.width();
+      float norm[BLOCK] = {}, signal[BLOCK], noise[BLOCK], factor[BLOCK];
+      for (ptrdiff_t k = 0; k < plain.ic; ++k) {
+        for (int o = 0; o < lanes; ++o) norm[o] += w[k * stride + o] * w[k * stride + o];
+      }
+      for (int o = 0; o < lanes; ++o) {
+        const auto f = static_cast<float>(1 / scale_of(std::sqrt(double{norm[o]} / plain.ic), size));
+        factor[o] = f * f;
+        noise[o] = signal[o] = plain.bias[lane + o] * plain.bias[lane + o] * factor[o];
+      }
+      for (ptrdiff_t k = 0; k < plain.ic; k += 2) {
+        const bool paired = k % BLOCK < 2 * INNER_PAIRS && k / BLOCK * BLOCK + BLOCK <= plain.ic;
+        const bool two = k + 1 < plain.ic;
+        const float a0 = squares[k], a1 = two ? squares[k + 1] : 0;
+        const float *const w0 = w + k * stride, *const w1 = two ? w0 + stride : w0;
+        for (int o = 0; o < lanes; ++o) {
+          const float b0 = w0[o] * w0[o] * factor[o], b1 = w1[o] * w1[o] * factor[o], result = a0 * b0 + a1 * b1;
+          signal[o] += result;
+          noise[o] += paired ? result + 2 * (a0 * a1 + b0 * b1) : result;
+        }
+      }
+      for (int o = 0; o < lanes; ++o) {
+        if (norm[o] == 0) continue;  // the result is the bias
+        sum += double{noise[o]} / signal[o];
+        ++count;
+      }
+    }
+  }
+  return count > 0 ? std::sqrt(sum / count) : 1;
 }
 
 }  // namespace fmn
