@@ -11,10 +11,10 @@ namespace fmn {
 
 struct InnerWeights {
   std::shared_ptr<const PackedWeights> plain;
-  const float* weight = nullptr;  // panels of [k][nb * 16]: the layer's weights / scale
+  const float* weight = nullptr;  // panels of [k][width]: the layer's weights / scale
   const float* init = nullptr;    // [blocks * 16]: minus the sums of the products of pairs
   const float* scale = nullptr;   // [blocks * 16], powers of two
-  std::vector<Panel> panels;      // of 1 or 2 whole blocks
+  std::vector<Panel> panels;      // of 2 blocks, 1 or the half of one
 };
 
 // Of a 1x1 convolution that is not grouped. `size`: how large its input is typically; the weights of every output

@@ -35,9 +35,10 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, doubl
   for (ptrdiff_t k = 0; k < ic; ++k) {
     for (int o = 0; o < from.lanes; ++o) to[k * stride + o] = from.p[k * from.stride + o] * factor[o];
   }
-  for (ptrdiff_t k = 0; k + BLOCK <= ic; k += BLOCK) {
-    for (ptrdiff_t p = k; p < k + 2 * INNER_PAIRS; p += 2) {
-      for (int o = 0; o < BLOCK; ++o) products[o] += double{to[p * stride + o]} * to[(p + 1) * stride + o];
+  for (ptrdiff_t k = 0; k < ic; k += BLOCK) {
+    const int pairs = inner_pairs(static_cast<int>(std::min<ptrdiff_t>(BLOCK, ic - k)));
+    for (ptrdiff_t p = k; p < k + 2 * pairs; p += 2) {
+      for (int o = 0; o < from.lanes; ++o) products[o] += double{to[p * stride + o]} * to[(p + 1) * stride + o];
     }
   }
   for (int o = 0; o < BLOCK; ++o) init[o] = static_cast<float>(-products[o]);
@@ -60,16 +61,19 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
   float* const weight = w.store->allocate(lanes * ic);  // zeroed
   float* const init = w.store->allocate(lanes);
   float* const scale = w.store->allocate(lanes);
-  for (int block = 0; block < w.blocks(); block += 2) {
-    result->panels.push_back({block, std::min(2, w.blocks() - block), false, 0, w.ic, ptrdiff_t{block} * BLOCK * w.ic});
+  const bool half = w.oc % BLOCK != 0 && w.oc % BLOCK <= BLOCK / 2;
+  const int whole = w.blocks() - (half ? 1 : 0);
+  for (int block = 0; block < whole; block += 2) {
+    result->panels.push_back({block, std::min(2, whole - block), false, 0, w.ic, ptrdiff_t{block} * BLOCK * w.ic});
   }
+  if (half) result->panels.push_back({whole, 1, true, 0, w.ic, ptrdiff_t{whole} * BLOCK * w.ic});
   for (const Panel& from : w.panels) {
     for (int b = 0; b < from.nb; ++b) {
       const int block = from.block + b;
-      const Panel& to = result->panels[static_cast<size_t>(block / 2)];
+      const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
       scale_block({w.panel(from) + b * BLOCK, from.width(), std::min(from.width() - b * BLOCK, BLOCK)},
-                  weight + to.offset + (block - to.block) * BLOCK, ptrdiff_t{to.nb} * BLOCK, w.ic, size,
-                  init + block * BLOCK, scale + block * BLOCK);
+                  weight + to.offset + (block - to.block) * BLOCK, to.width(), w.ic, size, init + block * BLOCK,
+                  scale + block * BLOCK);
     }
   }
   result->weight = weight;
@@ -96,8 +100,8 @@ double inner_noise(const PackedWeights& plain, double size, const float* squares
         factor[o] = f * f;
         noise[o] = signal[o] = plain.bias[lane + o] * plain.bias[lane + o] * factor[o];
       }
-      for (ptrdiff_t k = 0; k < plain.ic; k += 2) {
-        const bool paired = k % BLOCK < 2 * INNER_PAIRS && k / BLOCK * BLOCK + BLOCK <= plain.ic;
+      for (int k = 0; k < plain.ic; k += 2) {
+        const bool paired = k % BLOCK < 2 * inner_pairs(std::min<int>(BLOCK, plain.ic - k / BLOCK * BLOCK));
         const bool two = k + 1 < plain.ic;
         const float a0 = squares[k], a1 = two ? squares[k + 1] : 0;
         const float *const w0 = w + k * stride, *const w1 = two ? w0 + stride : w0;
