@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import _native
 from .graph import Graph, Shape
-from .strassen import is_pointwise, makes_scores
+from .strassen import is_pointwise
 
 BLOCK = 16
 
@@ -56,16 +56,17 @@ def choose_inner(
     shapes: Mapping[str, Shape],
     weights: Mapping[str, _native.PackedWeights],
     measure: Callable[[Collection[str]], Mapping[str, np.ndarray]],
+    without: Container[str] = (),
 ) -> dict[str, Inner]:
-    """Node -> how it is computed, for all convolutions of ``graph`` for which that pays if they run alone."""
+    """Node -> how it is computed, for all convolutions of ``graph`` for which that pays, but those ``without``."""
     sizes = _Sizes(graph, weights)
     chosen, unknown = {}, {}
     for node in graph.nodes:
-        if node.name not in weights or not is_pointwise(node):
+        if node.name not in weights or node.name in without or not is_pointwise(node):
             continue
         _, h, w, ic = shapes[node.inputs[0]]
         saving = expected_saving(h * w, ic, weights[node.name].oc)
-        if saving < LEAST_SAVING or makes_scores(graph, node):
+        if saving < LEAST_SAVING:
             continue
         size = sizes.of(node.inputs[0])
         if size is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from .errors import ModelError
-from .graph import MAX_INPUTS, Graph, Node, Shape, infer_shapes
+from .graph import MAX_INPUTS, Graph, Node, infer_shapes
 
 #: Height and width of the picture, unless the network is made for smaller ones, or needs larger ones.
 SIZE = 64
@@ -22,18 +22,21 @@ SIZE = 64
 Run = Callable[[Graph, np.ndarray, str], np.ndarray]
 
 
-def mean_squares(graph: Graph, names: Collection[str], run: Run) -> dict[str, np.ndarray]:
-    """Tensor -> mean square of each channel (c,), float32; for all ``names``, or for none if the network takes neither
-    small pictures nor those of its ``input_size``. What overflows is infinite or NaN."""
+def mean_squares(graph: Graph, names: Collection[str], run: Run, whole: Graph) -> dict[str, np.ndarray]:
+    """Tensor -> mean square of each channel (c,), float32; for all ``names``, or for none if the graph does not take
+    the picture. Its size is one that ``whole`` takes, of which the graph is a part or all: small, or ``input_size``.
+    What overflows is infinite or NaN."""
     result: dict[str, np.ndarray] = {}
+    h, w = _picture_size(whole)
     left = list(names)
     while left:
         some, left = left[:MAX_INPUTS], left[MAX_INPUTS:]
         measuring = _with_mean_squares(graph, some)
-        shapes = _fitting_shapes(measuring)
-        if shapes is None:
+        try:
+            shapes = infer_shapes(measuring, 1, h, w)
+        except ModelError:
             return {}
-        _, h, w, c = shapes[graph.nodes[0].name]
+        c = graph.input_channels
         values = run(measuring, picture(h, w, c), "pixels" if c == 3 else "NHWC").ravel()
         ends = np.cumsum([shapes[name][3] for name in some])
         result.update(zip(some, np.split(values, ends[:-1]), strict=True))
@@ -61,14 +64,14 @@ def _with_mean_squares(graph: Graph, names: Collection[str]) -> Graph:
     return graph.replace(output=add("concat", *means), nodes=tuple(nodes))
 
 
-def _fitting_shapes(graph: Graph) -> dict[str, Shape] | None:
+def _picture_size(graph: Graph) -> tuple[int, int]:
     h, w = graph.input_size
-    for size in ((min(h, SIZE), min(w, SIZE)), (h, w)):
-        try:
-            return infer_shapes(graph, 1, *size)
-        except ModelError:
-            continue
-    return None
+    small = min(h, SIZE), min(w, SIZE)
+    try:
+        infer_shapes(graph, 1, *small)
+    except ModelError:
+        return h, w
+    return small
 
 
 def picture(h: int, w: int, c: int) -> np.ndarray:

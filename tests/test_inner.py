@@ -33,7 +33,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
 
     def force(size: float) -> None:
         monkeypatch.setenv("FASTMOBILENET_INNER", "1")
-        monkeypatch.setattr(lower, "choose_inner", lambda *_: {"y": Inner(size, 1.0)})
+        monkeypatch.setattr(lower, "choose_inner", lambda *_, **__: {"y": Inner(size, 1.0)})
 
     return force
 
@@ -196,7 +196,7 @@ def test_an_isa_without_kernels() -> None:
 def chosen(graph: Graph, h: int = 224) -> dict[str, Inner]:
     engine = Engine(graph)
     shapes = lower.infer_shapes(engine.skeleton, 1, h, h)
-    return choose_inner(engine.skeleton, shapes, engine._weights, engine._squares)
+    return choose_inner(engine.skeleton, shapes, engine._weights, engine._squares, engine._scores)
 
 
 NETWORKS = {
@@ -232,8 +232,11 @@ def test_error_of_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference.execute(optimize(graph), np.ascontiguousarray(x))[optimize(graph).output]
     monkeypatch.setenv("FASTMOBILENET_INNER", "1")
     x = x if graph.input_layout == "NHWC" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    found = Engine(graph, ISA).run(x, pixels=False)
+    engine = Engine(graph, ISA)
+    found = engine.run(x, pixels=False)
     assert abs(found - expected).max() <= 2e-5 * abs(expected).max()
+    for threads in (2, 3):
+        assert np.array_equal(engine.run(x, threads=threads, pixels=False), found)
 
 
 @pytest.mark.parametrize("name, least", [("mobilenet_v2", 20), ("mobilenet_v3_small", 9), ("shufflenet_v2_x0_5", 20)])
@@ -307,7 +310,8 @@ def test_networks_of_one_size() -> None:
     conv1 = dataclasses.replace(graph["conv1"], inputs=("pool",))
     graph = graph.replace(nodes=(*graph.nodes[:at], pool, conv1, *graph.nodes[at + 1 :]))
     assert set(chosen(graph.replace(input_size=(96, 96)), 96)) == {"conv1", "conv2"}
-    assert mean_squares(graph.replace(input_size=(48, 48)), ["conv0", "pool"], lambda *_: np.ones(128)) == {}
+    small = graph.replace(input_size=(48, 48))
+    assert mean_squares(small, ["conv0", "pool"], lambda *_: np.ones(128), small) == {}
 
 
 def test_choice_by_shape() -> None:
