@@ -82,8 +82,8 @@ def choose_inner(
 
 
 def measured_size(weights: _native.PackedWeights, squares: np.ndarray) -> float | None:
-    """Of an input whose channels have these mean squares: a power of two near twice their root, as the largest values
-    count, which are further from it than the largest weights. None if rounding errors would become too large."""
+    """Of an input whose channels have these mean squares: a power of two near twice the root of their mean, as
+    other pictures may make larger values; or None if rounding errors would become too large."""
     mean = float(squares.mean(dtype=np.float64))
     if not 0 < mean < math.inf:
         return None

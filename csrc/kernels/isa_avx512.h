@@ -83,10 +83,12 @@ inline void store3(float* p, Vec a, Vec b, Vec c) {
     store(p + i * LANES, _mm512_permutex2var_ps(ab, _mm512_load_si512(from_c[i]), c));
   }
 }
-// For inner.h: sum + v[0] v[1] + v[2] v[3] .. of so many pairs, in even lanes; the others of v may hold anything.
-inline Vec plus_pairs(Vec sum, Vec v, int pairs) {
-  const auto mine = static_cast<__mmask16>(0x5555 & ((1 << 2 * pairs) - 1));
-  return _mm512_mask3_fmadd_ps(v, _mm512_movehdup_ps(v), sum, mine);
+// For inner.h: sum - v[0] v[1] + v[2] v[3] - .. of so many pairs, in even lanes; the others of v may hold anything.
+inline Vec minus_pairs(Vec sum, Vec v, int pairs) {
+  const int mine = (1 << 2 * pairs) - 1;
+  const Vec partner = _mm512_movehdup_ps(v);
+  sum = _mm512_mask3_fnmadd_ps(v, partner, sum, static_cast<__mmask16>(0x1111 & mine));
+  return _mm512_mask3_fmadd_ps(v, partner, sum, static_cast<__mmask16>(0x4444 & mine));
 }
 inline float sum_of_lanes(Vec v) { return _mm512_reduce_add_ps(v); }
 // Two vectors of 8 floats as one, for the half blocks of two pixels.
@@ -171,6 +173,10 @@ template <int KK>
 inline void fma_a(HalfVec& acc, HalfVec a, HalfVec b) {
   asm volatile("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
 }
+inline void fnma_a(Vec& acc, Vec a, Vec b) { asm volatile("vfnmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+inline void fnma_a(HalfVec& acc, HalfVec a, HalfVec b) {
+  asm volatile("vfnmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
 inline void fma_1(HalfVec& acc, const float* a, HalfVec b) {
   asm volatile("vfmadd231ps %1%{1to8%}, %2, %0" : "+v"(acc) : "m"(*a), "v"(b));
 }
@@ -196,6 +202,8 @@ template <int KK>
 inline void fma_a(HalfVec& acc, HalfVec a, HalfVec b) {
   acc = _mm256_fmadd_ps(a, b, acc);
 }
+inline void fnma_a(Vec& acc, Vec a, Vec b) { acc = _mm512_fnmadd_ps(a, b, acc); }
+inline void fnma_a(HalfVec& acc, HalfVec a, HalfVec b) { acc = _mm256_fnmadd_ps(a, b, acc); }
 inline void fma_1(HalfVec& acc, const float* a, HalfVec b) { acc = _mm256_fmadd_ps(_mm256_set1_ps(*a), b, acc); }
 inline HalfVec plus_1(const float* a, HalfVec b) { return _mm256_add_ps(_mm256_set1_ps(*a), b); }
 #endif

@@ -11,8 +11,8 @@ namespace fmn {
 
 struct InnerWeights {
   std::shared_ptr<const PackedWeights> plain;
-  const float* weight = nullptr;  // panels of [k][width]: the layer's weights / scale
-  const float* init = nullptr;    // [blocks * 16]: minus the sums of the products of pairs
+  const float* weight = nullptr;  // panels of [k][width]: the layer's weights / scale, some negated
+  const float* init = nullptr;    // [blocks * 16]: what a pixel of zeros begins with
   const float* scale = nullptr;   // [blocks * 16], powers of two
   std::vector<Panel> panels;      // of 2 blocks, 1 or the half of one
 };

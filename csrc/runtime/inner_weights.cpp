@@ -37,8 +37,15 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, doubl
   }
   for (ptrdiff_t k = 0; k < ic; k += BLOCK) {
     const int pairs = inner_pairs(static_cast<int>(std::min<ptrdiff_t>(BLOCK, ic - k)));
-    for (ptrdiff_t p = k; p < k + 2 * pairs; p += 2) {
-      for (int o = 0; o < from.lanes; ++o) products[o] += double{to[p * stride + o]} * to[(p + 1) * stride + o];
+    for (int p = 0; p < pairs; ++p) {
+      float* const w0 = to + (k + 2 * p) * stride;
+      float* const w1 = w0 + stride;
+      const int sign = p % 2 == 0 ? 1 : -1;
+      for (int o = 0; o < from.lanes; ++o) {
+        products[o] += sign * double{w0[o]} * w1[o];
+        w0[o] *= static_cast<float>(sign);
+        w1[o] *= static_cast<float>(sign);
+      }
     }
   }
   for (int o = 0; o < BLOCK; ++o) init[o] = static_cast<float>(-products[o]);
@@ -71,9 +78,10 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
     for (int b = 0; b < from.nb; ++b) {
       const int block = from.block + b;
       const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
-      scale_block({w.panel(from) + b * BLOCK, from.width(), std::min(from.width() - b * BLOCK, BLOCK)},
-                  weight + to.offset + (block - to.block) * BLOCK, to.width(), w.ic, size, init + block * BLOCK,
-                  scale + block * BLOCK);
+      const int lane = (block - to.block) * BLOCK;
+      const int lanes = std::min({from.width() - b * BLOCK, to.width() - lane, BLOCK});
+      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(), w.ic, size,
+                  init + block * BLOCK, scale + block * BLOCK);
     }
   }
   result->weight = weight;
