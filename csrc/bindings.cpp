@@ -213,7 +213,17 @@ PYBIND11_MODULE(_native, m) {
             const FloatArray bias(p.oc, p.bias);
             return py::make_tuple(array(n.out), array(n.in), bias);
           },
-          "Root of the sum of squares of the weights of each output channel, and of each input channel; the bias.");
+          "Root of the sum of squares of the weights of each output channel, and of each input channel; the bias.")
+      .def(
+          "inner_noise",
+          [](const PackedWeights& p, double size, const FloatArray& squares) {
+            if (squares.ndim() != 1 || squares.shape(0) != p.ic)
+              throw std::invalid_argument("squares must have one value for each input channel");
+            return inner_noise(p, size, squares.data());
+          },
+          py::arg("size"), py::arg("squares"),
+          "How much larger InnerWeights of this size make rounding errors, for inputs with channels of these mean "
+          "squares (ic,).");
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from .layout import Arena, Layout, plan_arena
 from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
 from .precision import of_graph
-from .strassen import Split, choose_splits
+from .strassen import Split, choose_splits, score_layer
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -44,23 +44,30 @@ class Engine:
         store = _native.WeightStore()
         self._arenas: _native.Arenas = _native.Arenas() if base is None else base._arenas
         self._weights: dict[str, _native.PackedWeights] = {}
+        # Layers that compute the scores of a classifier, here or in `base`: all plans give them the same bits.
+        self._scores: set[str] = set()
         # Made when a plan wants them first: of layers that share their weights with `base`, only once.
         self._winograd: dict[_native.PackedWeights, _native.WinogradWeights] = {} if base is None else base._winograd
         self._weights_u8: dict[str, tuple[_native.PackedU8, str]] = {}
         self._params_u8: dict[str, Mapping[str, np.ndarray | in_file.Place]] = {}  # to give them back
         # By the identity of the array without values: a new layer may have the name of an old one.
         known = {} if base is None else {id(n.params.get("weight")): n.name for n in base._graph.nodes if n.params}
+        scores = score_layer(graph)
         for node in (n for n in graph.nodes if n.op in ("conv2d", "dense")):
             origin = known.get(id(node.params["weight"]))
             if base is not None and origin is not None and quantized(node):
                 self._weights_u8[node.name], self._params_u8[node.name] = base._u8_layer(origin)
             elif base is not None and origin is not None:
                 self._weights[node.name] = base._weights[origin]
+                if origin in base._scores:
+                    self._scores.add(node.name)
             elif quantized(node):
                 self._weights_u8[node.name] = _pack_u8(store, graph, node, isa)
                 self._params_u8[node.name] = in_file.keep(node.params)
             else:
                 self._weights[node.name] = _pack(store, graph, node, self.isa)
+                if node.name == scores:
+                    self._scores.add(node.name)
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
         self._store = store
         self._graph: Graph = without_data(graph)
@@ -71,6 +78,9 @@ class Engine:
         self._strassen_weights = {} if base is None else base._strassen_weights
         self._inner_weights: dict[tuple[_native.PackedWeights, float], _native.InnerWeights]
         self._inner_weights = {} if base is None else base._inner_weights
+        # What is measured must not depend on which part of a network an Engine has.
+        self._whole: Graph = self._graph if base is None else base._whole
+        self._measured: dict[str, np.ndarray] = {}
         self._plans: dict[tuple[int, int], _native.Program] = {}
 
     @property
@@ -158,10 +168,31 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        inners = choose_inner(graph, shapes, self._weights) if self._use_inner else {}
+        inners: dict[str, Inner] = {}
+        if self._use_inner:
+            inners = choose_inner(graph, shapes, self._weights, self._squares, without=self._scores)
         splits: dict[str, Split] = {}
         if self._use_strassen:
-            splits = choose_splits(graph, shapes, self._weights, caches(), without=inners)
+            splits = choose_splits(graph, shapes, self._weights, caches(), without=self._scores.union(inners))
+        return self._program(graph, shapes, inners, splits)
+
+    def _squares(self, names: Collection[str]) -> Mapping[str, np.ndarray]:
+        """Mean squares of the channels of those tensors that can be measured (sizes.py)."""
+        missing = [name for name in names if name not in self._measured]
+        if missing:
+            from .sizes import mean_squares  # a network that is bounded everywhere needs none of it
+
+            self._measured.update(mean_squares(self._graph, missing, self._run_once, self._whole))
+        return self._measured
+
+    def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
+        _, h, w, _ = x.shape
+        return self._program(graph, infer_shapes(graph, 1, h, w), {}, {}).run(x, layout, 1)
+
+    def _program(
+        self, graph: Graph, shapes: dict[str, Shape], inners: Mapping[str, Inner], splits: Mapping[str, Split]
+    ) -> _native.Program:
+        """``graph``: that of the engine or another one whose convolutions are among those of the engine."""
         specs = {n.name: self._spec(n, shapes, inners.get(n.name)) for n in graph.nodes if n.name in self._weights}
         steps = plan_steps(graph, shapes, caches(), splits)
         arena = plan_arena(graph, shapes, steps)

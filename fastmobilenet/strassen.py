@@ -70,7 +70,7 @@ def choose_splits(
     for node in graph.nodes:
         if node.name not in weights or node.name in without:
             continue
-        if not is_pointwise(node) or makes_scores(graph, node):
+        if not is_pointwise(node):
             continue
         packed = weights[node.name]
         width = packed.panel_blocks * BLOCK
@@ -90,14 +90,14 @@ def is_pointwise(node: Node) -> bool:
     )
 
 
-def makes_scores(graph: Graph, node: Node) -> bool:
-    """Whether nothing but pools and functions stands between the node and the network's output."""
-    readers, name = graph.consumers(), node.name
-    while name != graph.output:
-        if len(readers[name]) != 1 or readers[name][0].op not in _POOLS_AND_FUNCTIONS:
-            return False
-        name = readers[name][0].name
-    return True
+def score_layer(graph: Graph) -> str | None:
+    """The 1x1 convolution between which and the network's output is nothing but pools and functions."""
+    node = graph[graph.output]
+    while node.op in _POOLS_AND_FUNCTIONS:
+        node = graph[node.inputs[0]]
+        if sum(node.name in reader.inputs for reader in graph.nodes) > 1:
+            return None
+    return node.name if is_pointwise(node) else None
 
 
 def choose_split(source: Shape, oc: int, panels: int, width: int, caches: Caches) -> Split | None:

@@ -85,7 +85,11 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
         yield from (("gemm_tile<", 1), ("dw<3, 1, ", 9), ("dw<3, 2, ", 9), ("dw<5, 1, ", 25), ("dw<5, 2, ", 25))
         return
     if _native.has_inner(isa):  # 5 of 8 pairs with one multiply-add each
-        yield from ((f"gemm_inner<{mr}, {nb}>(", 11 * mr * nb) for mr in range(1, 11) for nb in (1, 2))
+        for mr in range(1, 11):
+            yield from (
+                (f"gemm_inner<{mr}, {nb}, {half}>(", 11 * mr * nb)
+                for nb, half in ((1, "true"), (1, "false"), (2, "false"))
+            )
     for kernel in _native._kernels(isa):
         if kernel["op"] == "gemm_f32":  # a vector holds no more than a block
             vectors = kernel["mr"] * kernel["nb"] - (kernel["half"] and kernel["mr"] // 2)

@@ -153,7 +153,7 @@ CACHES = Caches(32 << 10, 1 << 20)
 def splits(graph: Graph, isa: str = "") -> dict[str, Split]:
     engine = Engine(graph, isa)
     shapes = infer_shapes(engine.skeleton, 1, *graph.input_size)
-    return choose_splits(engine.skeleton, shapes, engine._weights, CACHES)
+    return choose_splits(engine.skeleton, shapes, engine._weights, CACHES, engine._scores)
 
 
 def test_choice_by_shape() -> None:

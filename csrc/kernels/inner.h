@@ -9,11 +9,18 @@
 //   c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + bias[o] + add[i][o])
 //
 // where b, and so init, is the layer's weights divided by scale, so that a and b are of like size: the rounding errors
-// are those of a0 a1 and b0 b1 too. See runtime/inner.cpp.
+// are those of a0 a1 and b0 b1 too. Behind most functions the mean of a is not zero, and what is subtracted for a pixel
+// would grow with the number of pairs; so every other pair of a block is
+//
+//   a0 b0 + a1 b1 = a0 a1 + b0 b1 - (a0 - b1) (a1 - b0)
+//
+// for which the weights are stored negative.
 //
 // Of a block of 16 channels five pairs are added and six channels multiplied as ever: 5 + 6 multiply-adds and 10
 // additions, which Zen 4 does in 11 cycles (AVX-512, 164 of 118 GFLOP/s measured in a loop). Each takes A from memory:
-// a broadcast of its own would be a shuffle, in the way of either. Channels beyond the last whole block are multiplied.
+// a broadcast of its own would be a shuffle, in the way of either. A last block that is not whole has a pair for every
+// three channels too. Where the last output channels fill no more than half a block, they are a panel of their own with
+// vectors of 8 floats, of which Zen 4 does two operations in the time of one.
 //
 // Register budget of 10x32: 20 accumulators + 4 B of a pair + 2 B of a channel + 2 sums = 28 of 32. Each output is
 // computed in the same order whatever the tile.
@@ -25,92 +32,156 @@
 namespace fmn::FMN_ISA {
 namespace {
 
-template <int MR, int NB>
+// The vectors of whole blocks, and of a last block of 8 channels.
+template <bool HALF>
+struct InnerVec {
+  using V = Vec;
+};
+template <>
+struct InnerVec<true> {
+  using V = HalfVec;
+};
+
+// Channel k of each pixel, times its weights.
+template <class V, int MR, int NV>
+inline __attribute__((always_inline)) void inner_single(V (&acc)[MR][NV], const float* a, const float* b, int k) {
+  V bs[NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) load_to(bs[j], b + (k * NV + j) * lanes_of(bs[j]));
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) fma_1(acc[i][j], a + i * BLOCK + k, bs[j]);
+  }
+}
+
+// Channels k and k + 1 as a pair, and channel `single` beside them. SIGN: of the pair's product.
+template <int SIGN, class V, int MR, int NV>
+inline __attribute__((always_inline)) void inner_pair(V (&acc)[MR][NV], const float* a, const float* b, int k,
+                                                      int single) {
+  V b0[NV], b1[NV], bs[NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    load_to(b0[j], b + (k * NV + j) * lanes_of(b0[j]));
+    load_to(b1[j], b + ((k + 1) * NV + j) * lanes_of(b1[j]));
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) load_to(bs[j], b + (single * NV + j) * lanes_of(bs[j]));
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const V s0 = plus_1(a + i * BLOCK + k, b1[j]), s1 = plus_1(a + i * BLOCK + k + 1, b0[j]);
+      fma_1(acc[i][j], a + i * BLOCK + single, bs[j]);
+      if constexpr (SIGN > 0) {
+        fma_a<0>(acc[i][j], s0, s1);
+      } else {
+        fnma_a(acc[i][j], s0, s1);
+      }
+    }
+  }
+}
+
+// HALF: NB is 1, and only the first 8 channels of the block exist.
+template <int MR, int NB, bool HALF>
 void gemm_inner(const InnerArgs& g) {
-  constexpr int NV = NB * VECS, PAIRS = INNER_PAIRS, SINGLE = BLOCK - 2 * PAIRS;
-  const char* soon = g.prefetch;
+  using V = typename InnerVec<HALF>::V;
+  constexpr int L = sizeof(V) / sizeof(float), VB = HALF ? 1 : BLOCK / L, NV = NB * VB;
+  constexpr int PAIRS = inner_pairs(BLOCK), SINGLE = BLOCK - 2 * PAIRS;
+  const char *soon = g.prefetch, *later = g.prefetch_later;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
-    Vec acc[MR][NV];
+    V acc[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) acc[i][j] = plus(set1(g.pixels[tile * MR + i]), load(g.init + j * LANES));
+      for (int j = 0; j < NV; ++j) {
+        V init;
+        load_to(init, g.init + j * L);
+        acc[i][j] = plus_1(g.pixels + tile * MR + i, init);
+      }
     }
     const float* a = g.a + tile * MR * BLOCK;
     const float* b = g.b;
-    for (ptrdiff_t block = 0; block < g.blocks; ++block, a += g.block_stride, b += BLOCK * NV * LANES) {
+    for (ptrdiff_t block = 0; block < g.blocks; ++block, a += g.block_stride, b += BLOCK * NV * L) {
 #pragma GCC unroll 16
       for (int i = 0; i < BLOCK; ++i) prefetch(soon + i * 64);
       soon += BLOCK * 64;
+      if (later != nullptr) {
+#pragma GCC unroll 16
+        for (int i = 0; i < BLOCK; ++i) prefetch(later + i * 64);
+        later += BLOCK * 64;
+      }
+      // The channels that are multiplied are shared out between the pairs.
 #pragma GCC unroll 8
       for (int p = 0; p < PAIRS; ++p) {
-        Vec b0[NV], b1[NV];
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) {
-          b0[j] = load(b + (2 * p * NV + j) * LANES);
-          b1[j] = load(b + ((2 * p + 1) * NV + j) * LANES);
-        }
-        // The channels that are multiplied are shared out between the pairs.
         const int begin = 2 * PAIRS + SINGLE * p / PAIRS, end = 2 * PAIRS + SINGLE * (p + 1) / PAIRS;
-        Vec bs[NV];
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) bs[j] = load(b + (begin * NV + j) * LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-          for (int j = 0; j < NV; ++j) {
-            const Vec s0 = plus_1(a + i * BLOCK + 2 * p, b1[j]), s1 = plus_1(a + i * BLOCK + 2 * p + 1, b0[j]);
-            fma_1(acc[i][j], a + i * BLOCK + begin, bs[j]);
-            fma_a<0>(acc[i][j], s0, s1);
-          }
+        if (p % 2 == 0) {
+          inner_pair<1>(acc, a, b, 2 * p, begin);
+        } else {
+          inner_pair<-1>(acc, a, b, 2 * p, begin);
         }
 #pragma GCC unroll 4
-        for (int k = begin + 1; k < end; ++k) {
-#pragma GCC unroll 8
-          for (int j = 0; j < NV; ++j) bs[j] = load(b + (k * NV + j) * LANES);
-#pragma GCC unroll 16
-          for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-            for (int j = 0; j < NV; ++j) fma_1(acc[i][j], a + i * BLOCK + k, bs[j]);
-          }
-        }
+        for (int k = begin + 1; k < end; ++k) inner_single(acc, a, b, k);
       }
     }
-    for (ptrdiff_t k = 0; k < g.rest; ++k, ++a, b += NV * LANES) gemm_steps<1, 1>(acc, a, BLOCK, b);
+    const int rest = static_cast<int>(g.rest), pairs = inner_pairs(rest);
+    for (int p = 0; p < pairs; p += 2) {
+      inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
+      if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
+    }
+    for (int k = 3 * pairs; k < rest; ++k) inner_single(acc, a, b, k);
     const ptrdiff_t at = tile * MR * BLOCK;
     float* const c = g.c + at;
+    const bool swish = SWISH_OF_SUMS && g.act.kind != ActKind::clamp;
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      const ptrdiff_t of_vector = (j % VECS) * LANES;
-      const Vec scale = load(g.scale + j * LANES), bias = load(g.bias + j * LANES);
+      const ptrdiff_t of_vector = (j % VB) * L;
+      V scale, bias;
+      load_to(scale, g.scale + j * L);
+      load_to(bias, g.bias + j * L);
       if (g.add != nullptr) {
-        const float* const add = g.add + at + (j / VECS) * g.add_stride + of_vector;
+        const float* const add = g.add + at + (j / VB) * g.add_stride + of_vector;
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) acc[i][j] = fma(acc[i][j], scale, plus(bias, load(add + i * BLOCK)));
+        for (int i = 0; i < MR; ++i) {
+          V other;
+          load_to(other, add + i * BLOCK);
+          acc[i][j] = fma(acc[i][j], scale, plus(bias, other));
+        }
       } else {
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) acc[i][j] = fma(acc[i][j], scale, bias);
       }
-      const Vec lo = set1(g.act.lo), hi = set1(g.act.hi);
+      float* const to = c + (j / VB) * g.c_stride + of_vector;
+      if (swish) {
+        V lo, alpha;
+        set_to(lo, g.act.lo);
+        set_to(alpha, g.act.alpha);
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        store(c + i * BLOCK + (j / VECS) * g.c_stride + of_vector, clamp(acc[i][j], lo, hi));
+        for (int i = 0; i < MR; ++i) {
+          swish_sum(acc[i][j], lo, alpha, &g.act.beta);
+          store(to + i * BLOCK, acc[i][j]);
+        }
+      } else {
+        V lo, hi;
+        set_to(lo, g.act.lo);
+        set_to(hi, g.act.hi);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) store(to + i * BLOCK, clamp(acc[i][j], lo, hi));
       }
     }
-    if (g.act.kind != ActKind::clamp) swish_tile<MR, NB>(c, g.c_stride, g.act);
   }
 }
 
-// dst[i] = -sum a0 a1 over the pairs of gemm_inner.
+// dst[i] = -sum a0 a1 over the pairs of gemm_inner, those of the other sign added.
 void inner_pixels(const InnerPixelsArgs& g) {
   for (ptrdiff_t i = 0; i < g.pixels; ++i) {
     const float* a = g.a + i * BLOCK;
     Vec sum = zero();
     for (ptrdiff_t block = 0; block < g.blocks; ++block, a += g.block_stride) {
-      const Vec v = load(a);
-      sum = fma(v, partners(v), sum);
+      sum = minus_pairs(sum, load(a), inner_pairs(BLOCK));
     }
-    g.dst[i] = -sum_of_lanes(sum);
+    if (g.rest > 0) sum = minus_pairs(sum, load(a), inner_pairs(static_cast<int>(g.rest)));
+    g.dst[i] = sum_of_lanes(sum);
   }
 }
 

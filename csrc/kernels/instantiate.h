@@ -37,8 +37,10 @@
       FMN_T(21, NB, XS), FMN_T(22, NB, XS), FMN_T(23, NB, XS), FMN_T(24, NB, XS), FMN_T(25, NB, XS),                \
       FMN_T(26, NB, XS), FMN_T(27, NB, XS), FMN_T(28, NB, XS)
 
-#define FMN_I(MR) \
-  {MR, 1, gemm_inner<MR, 1>}, { MR, 2, gemm_inner<MR, 2> }
+#define FMN_I(MR)                                                                     \
+  {MR, 1, true, gemm_inner<MR, 1, true>}, {MR, 1, false, gemm_inner<MR, 1, false>}, { \
+    MR, 2, false, gemm_inner<MR, 2, false>                                            \
+  }
 #define FMN_INNER_ROWS_1_10                                                                                \
   {                                                                                                        \
     {FMN_I(1), FMN_I(2), FMN_I(3), FMN_I(4), FMN_I(5), FMN_I(6), FMN_I(7), FMN_I(8), FMN_I(9), FMN_I(10)}, \

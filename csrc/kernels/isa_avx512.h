@@ -83,8 +83,13 @@ inline void store3(float* p, Vec a, Vec b, Vec c) {
     store(p + i * LANES, _mm512_permutex2var_ps(ab, _mm512_load_si512(from_c[i]), c));
   }
 }
-// For the pairs of inner.h: the odd lane of a pair in its even lane, zero in all others.
-inline Vec partners(Vec v) { return _mm512_maskz_movehdup_ps(0x5555 & ((1 << 2 * INNER_PAIRS) - 1), v); }
+// For inner.h: sum - v[0] v[1] + v[2] v[3] - .. of so many pairs, in even lanes; the others of v may hold anything.
+inline Vec minus_pairs(Vec sum, Vec v, int pairs) {
+  const int mine = (1 << 2 * pairs) - 1;
+  const Vec partner = _mm512_movehdup_ps(v);
+  sum = _mm512_mask3_fnmadd_ps(v, partner, sum, static_cast<__mmask16>(0x1111 & mine));
+  return _mm512_mask3_fmadd_ps(v, partner, sum, static_cast<__mmask16>(0x4444 & mine));
+}
 inline float sum_of_lanes(Vec v) { return _mm512_reduce_add_ps(v); }
 // Two vectors of 8 floats as one, for the half blocks of two pixels.
 inline Vec load_twice(const float* p) {
@@ -106,6 +111,19 @@ inline Vec opaque(Vec v) {
 // Into the second-level cache, and into the first.
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline void fetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// A half block alone, in inner.h: Zen 4 does two of these operations in the time of one on 16 floats.
+using HalfVec = __m256;
+constexpr int lanes_of(const Vec&) { return 16; }
+constexpr int lanes_of(const HalfVec&) { return 8; }
+inline void load_to(Vec& v, const float* p) { v = load(p); }
+inline void load_to(HalfVec& v, const float* p) { v = _mm256_loadu_ps(p); }
+inline void set_to(Vec& v, float x) { v = set1(x); }
+inline void set_to(HalfVec& v, float x) { v = _mm256_set1_ps(x); }
+inline void store(float* p, HalfVec v) { _mm256_storeu_ps(p, v); }
+inline HalfVec plus(HalfVec a, HalfVec b) { return _mm256_add_ps(a, b); }
+inline HalfVec fma(HalfVec a, HalfVec b, HalfVec c) { return _mm256_fmadd_ps(a, b, c); }
+inline HalfVec clamp(HalfVec x, HalfVec lo, HalfVec hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, x)); }
 
 #if defined(__GNUC__) && !defined(FMN_PLAIN_INTRINSICS)
 // One instruction each and volatile: GCC 12 otherwise hoists the broadcasts of several k and spills.
@@ -151,6 +169,22 @@ inline void plus_m(Vec& x, const float* p) {
 inline void times_m(Vec& x, const float* p) {
   asm volatile("vmulps %1, %0, %0" : "+v"(x) : "m"(*reinterpret_cast<const Unaligned*>(p)));
 }
+template <int KK>
+inline void fma_a(HalfVec& acc, HalfVec a, HalfVec b) {
+  asm volatile("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
+inline void fnma_a(Vec& acc, Vec a, Vec b) { asm volatile("vfnmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+inline void fnma_a(HalfVec& acc, HalfVec a, HalfVec b) {
+  asm volatile("vfnmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
+inline void fma_1(HalfVec& acc, const float* a, HalfVec b) {
+  asm volatile("vfmadd231ps %1%{1to8%}, %2, %0" : "+v"(acc) : "m"(*a), "v"(b));
+}
+inline HalfVec plus_1(const float* a, HalfVec b) {
+  HalfVec v;
+  asm volatile("vaddps %1%{1to8%}, %2, %0" : "=v"(v) : "m"(*a), "v"(b));
+  return v;
+}
 #else
 inline void prefetch_now(const char* p) { prefetch(p); }
 inline void store_now(float* p, Vec v) { store(p, v); }
@@ -164,6 +198,14 @@ inline void fma_a(Vec& acc, Frag a, Vec b) {
 }
 inline void fma_1(Vec& acc, const float* a, Vec b) { acc = _mm512_fmadd_ps(_mm512_set1_ps(*a), b, acc); }
 inline Vec plus_1(const float* a, Vec b) { return _mm512_add_ps(_mm512_set1_ps(*a), b); }
+template <int KK>
+inline void fma_a(HalfVec& acc, HalfVec a, HalfVec b) {
+  acc = _mm256_fmadd_ps(a, b, acc);
+}
+inline void fnma_a(Vec& acc, Vec a, Vec b) { acc = _mm512_fnmadd_ps(a, b, acc); }
+inline void fnma_a(HalfVec& acc, HalfVec a, HalfVec b) { acc = _mm256_fnmadd_ps(a, b, acc); }
+inline void fma_1(HalfVec& acc, const float* a, HalfVec b) { acc = _mm256_fmadd_ps(_mm256_set1_ps(*a), b, acc); }
+inline HalfVec plus_1(const float* a, HalfVec b) { return _mm256_add_ps(_mm256_set1_ps(*a), b); }
 #endif
 inline Frag load_a1(const float* p) { return load_a(p); }
 
@@ -184,10 +226,25 @@ inline void swish_sum(Vec& x, Vec lo, Vec alpha, const float* beta) {
       : "+v"(x), "=&v"(t)
       : "v"(lo), "v"(alpha), "m"(*beta), "m"(ONE));
 }
+inline void swish_sum(HalfVec& x, HalfVec lo, HalfVec alpha, const float* beta) {
+  HalfVec t;
+  asm volatile(
+      "vmaxps %0, %2, %0\n\t"
+      "vmovaps %3, %1\n\t"
+      "vfmadd213ps %4%{1to8%}, %0, %1\n\t"
+      "vminps %5%{1to8%}, %1, %1\n\t"
+      "vmulps %1, %0, %0"
+      : "+v"(x), "=&v"(t)
+      : "v"(lo), "v"(alpha), "m"(*beta), "m"(ONE));
+}
 #else
 inline void swish_sum(Vec& x, Vec lo, Vec alpha, const float* beta) {
   x = _mm512_max_ps(lo, x);
   x = _mm512_mul_ps(x, _mm512_min_ps(_mm512_fmadd_ps(x, alpha, set1(*beta)), set1(ONE)));
+}
+inline void swish_sum(HalfVec& x, HalfVec lo, HalfVec alpha, const float* beta) {
+  x = _mm256_max_ps(lo, x);
+  x = _mm256_mul_ps(x, _mm256_min_ps(_mm256_fmadd_ps(x, alpha, _mm256_set1_ps(*beta)), _mm256_set1_ps(ONE)));
 }
 #endif
 

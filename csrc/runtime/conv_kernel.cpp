@@ -149,7 +149,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
 }
 
 void ConvKernel::make_sums(const float* a, ptrdiff_t pixels, float* sums) const {
-  inner_.pixels({a, spec_.weights->ic / BLOCK, block_stride_, pixels, sums});
+  inner_.pixels({a, spec_.weights->ic / BLOCK, block_stride_, spec_.weights->ic % BLOCK, pixels, sums});
 }
 
 void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
@@ -174,7 +174,8 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
     const char* soon = ahead.take(w.ic * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
-    inner_.gemm[(mr - 1) * 2 + panel.nb - 1].run(g);
+    g.prefetch_later = ahead.far->take(w.ic * tiles);
+    inner_.gemm[(mr - 1) * 3 + (panel.half ? 0 : panel.nb)].run(g);
   });
 }
 

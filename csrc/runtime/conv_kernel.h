@@ -117,7 +117,6 @@ class ConvKernel {
 
   // Cache lines of other weights that so many tiles of each panel can fetch.
   ptrdiff_t far_lines(ptrdiff_t n_tiles) const {
-    if (spec_.inner) return 0;
     ptrdiff_t lines = 0;
     for (const Panel& p : panels()) lines += spec_.weights->k(p) * n_tiles;
     return lines;

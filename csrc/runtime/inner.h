@@ -11,14 +11,20 @@ namespace fmn {
 
 struct InnerWeights {
   std::shared_ptr<const PackedWeights> plain;
-  const float* weight = nullptr;  // panels of [k][nb * 16]: the layer's weights / scale
-  const float* init = nullptr;    // [blocks * 16]: minus the sums of the products of pairs
+  const float* weight = nullptr;  // panels of [k][width]: the layer's weights / scale, some negated
+  const float* init = nullptr;    // [blocks * 16]: what a pixel of zeros begins with
   const float* scale = nullptr;   // [blocks * 16], powers of two
-  std::vector<Panel> panels;      // of 1 or 2 whole blocks
+  std::vector<Panel> panels;      // of 2 blocks, 1 or the half of one
 };
 
 // Of a 1x1 convolution that is not grouped. `size`: how large its input is typically; the weights of every output
 // channel are scaled to that, by a power of two. Throws std::invalid_argument for other layers.
 std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size);
+
+// How much larger the rounding errors are than those of the plain sum, for inputs whose channels have these mean
+// squares [ic] and which are independent of each other: of every output channel, the root mean square of all that is
+// added over that of the result; of those ratios the root mean square. 1 for a plain sum, 1.5 where all values are of
+// like size.
+double inner_noise(const PackedWeights& plain, double size, const float* squares);
 
 }  // namespace fmn

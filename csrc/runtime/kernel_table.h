@@ -164,11 +164,11 @@ struct StrassenLastArgs {
   Act act;
 };
 
-// Of a block of channels, the pairs that kernels/inner.h adds: channels 0 and 1, 2 and 3 ...
-constexpr int INNER_PAIRS = 5;
+// Of so many channels of a block, the pairs that kernels/inner.h adds: channels 0 and 1, 2 and 3 ...
+constexpr int inner_pairs(int channels) { return channels / 3; }
 
 // c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + bias[o] + add[i][o]): see kernels/inner.h. Of a map without
-// padding; nb blocks of o and mr pixels, `tiles` times.
+// padding; nb blocks of o (or the half of one) and mr pixels, `tiles` times.
 struct InnerArgs {
   ptrdiff_t tiles;
   const float* a;                    // pixel i at a + i * 16
@@ -182,11 +182,12 @@ struct InnerArgs {
   const float* add;
   ptrdiff_t add_stride;
   Act act;
-  const char* prefetch;
+  const char* prefetch;        // 16 cache lines for each whole block and tile
+  const char* prefetch_later;  // as many, or null
 };
 struct InnerPixelsArgs {
   const float* a;
-  ptrdiff_t blocks, block_stride;
+  ptrdiff_t blocks, block_stride, rest;
   ptrdiff_t pixels;
   float* dst;  // [pixels]
 };
@@ -209,10 +210,11 @@ struct DwEntry {
 
 struct InnerEntry {
   int mr, nb;
+  bool half;
   void (*run)(const InnerArgs&);
 };
 struct InnerKernels {
-  InnerEntry gemm[20];  // all tiles of 1 to 10 pixels and 1 or 2 blocks, or none
+  InnerEntry gemm[30];  // all tiles of 1 to 10 pixels and half a block, 1 or 2 blocks; or none
   void (*pixels)(const InnerPixelsArgs&);
 };
 

@@ -283,8 +283,8 @@ class StripOp final : public Op {
       return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
     };
     const ptrdiff_t begin = pixel(part.begin);
-    project_->make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
-                        frame.scratch + sums_at() + begin);
+    target.project->make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
+                              frame.scratch + sums_at() + begin);
   }
 
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
