@@ -28,6 +28,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/gemm.h"
+#include "kernels/overlapped.h"
 
 namespace fmn::FMN_ISA {
 namespace {
@@ -89,6 +90,8 @@ void gemm_inner(const InnerArgs& g) {
   constexpr int L = sizeof(V) / sizeof(float), VB = HALF ? 1 : BLOCK / L, NV = NB * VB;
   constexpr int PAIRS = inner_pairs(BLOCK), SINGLE = BLOCK - 2 * PAIRS;
   const char *soon = g.prefetch, *later = g.prefetch_later;
+  RowGaps rows{g.row_tiles, g.row_gap};
+  float* next = g.c;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
     V acc[MR][NV];
 #pragma GCC unroll 16
@@ -131,7 +134,8 @@ void gemm_inner(const InnerArgs& g) {
     }
     for (int k = 3 * pairs; k < rest; ++k) inner_single(acc, a, b, k);
     const ptrdiff_t at = tile * MR * BLOCK;
-    float* const c = g.c + at;
+    float* const c = next;
+    next += MR * BLOCK + rows.gap();
     const bool swish = SWISH_OF_SUMS && g.act.kind != ActKind::clamp;
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {

@@ -32,7 +32,7 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
           "inner products are for 1x1 convolutions of stride 1");
     xs_ = BLOCK;
     mr_ = MAX_INNER_ROWS;
-    rows_at_once_.assign(static_cast<size_t>(mr_ + 1), false);
+    rows_at_once_.assign(static_cast<size_t>(mr_ + 1), true);
     id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/inner";
     return;
   }
@@ -166,6 +166,10 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
+  if (pixels.rows > 1) {
+    g.row_tiles = pixels.tiles;
+    g.row_gap = pixels.c_pitch - ptrdiff_t{pixels.count} * BLOCK;
+  }
   by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
     g.tiles = tiles * pixels.rows;
     g.a = pixels.a + x * BLOCK;

@@ -182,8 +182,9 @@ struct InnerArgs {
   const float* add;
   ptrdiff_t add_stride;
   Act act;
-  const char* prefetch;        // 16 cache lines for each whole block and tile
-  const char* prefetch_later;  // as many, or null
+  const char* prefetch;                  // 16 cache lines for each whole block and tile
+  const char* prefetch_later;            // as many, or null
+  ptrdiff_t row_tiles = 0, row_gap = 0;  // as there
 };
 struct InnerPixelsArgs {
   const float* a;
