@@ -77,7 +77,7 @@ void append_strip(Program& p, const std::string& name, int src, int dst, int add
   spec.mid.w = mid[1];
   spec.mid.pad_left = mid[2];
   spec.mid.pad_right = mid[3];
-  p.append(make_strip(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec));
+  p.append(make_strip(p.table(), name, p.source(src), p.tensor(dst), optional_tensor(p, add), spec));
 }
 
 InputKind input_kind(const std::string& layout, const py::array& x) {
@@ -274,6 +274,14 @@ PYBIND11_MODULE(_native, m) {
       .def("tensor", py::overload_cast<int, int, int, int, int, bool, ptrdiff_t>(&Program::tensor), py::arg("c"),
            py::arg("h"), py::arg("w"), py::arg("pad_left"), py::arg("pad_right"), py::arg("image"), py::arg("offset"))
       .def(
+          "scattered",
+          [](Program& p, const std::vector<std::array<int, 3>>& runs) {
+            std::vector<Program::Run> list;
+            for (const auto& [tensor, lane, count] : runs) list.push_back({tensor, lane, count});
+            return p.scattered(list);
+          },
+          py::arg("runs"))
+      .def(
           "input",
           [](Program& p, int dst, std::pair<std::vector<float>, std::vector<float>> pixels,
              std::pair<std::vector<float>, std::vector<float>> floats, bool swap) {
@@ -284,7 +292,7 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "conv",
           [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec) {
-            p.append(make_conv(p.table(), name, p.tensor(src), p.tensor(dst), optional_tensor(p, add), spec));
+            p.append(make_conv(p.table(), name, p.source(src), p.tensor(dst), optional_tensor(p, add), spec));
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"))
       .def(

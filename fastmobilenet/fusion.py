@@ -3,7 +3,7 @@ by strip (csrc/runtime/strip.cpp), so that what lies between them stays in the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from .caches import Caches
@@ -47,10 +47,15 @@ class Step:
 
 
 def plan_steps(
-    graph: Graph, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split] | None = None
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    caches: Caches,
+    splits: Mapping[str, Split] | None = None,
+    scattered: Container[str] = (),
 ) -> list[Step]:
     """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
-    makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`)."""
+    makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`); ``scattered``: those
+    that read channels in an order of their own (channel_order.py), which must be the first of a step."""
     readers = graph.consumers()
 
     def only_reader(node: Node) -> Node | None:
@@ -72,6 +77,8 @@ def plan_steps(
         project = after if after is not None and _is_pointwise(after) and after.inputs[0] == node.name else None
         if expand is not None and expand.name in taken:
             expand = None
+        if project is not None and project.name in scattered:
+            project = None
         if project is not None and feeds_depthwise(project):
             project = None  # MobileNetV1: it belongs to the next depthwise convolution
         step = choose(expand, node, project, shapes, caches)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .channel_order import Wiring
 from .fusion import Step
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size, resolve_padding
 from .memory import Interval, plan_memory
@@ -61,20 +62,22 @@ class Arena:
     floats: int
 
 
-def plan_arena(graph: Graph, shapes: Mapping[str, Shape], steps: Sequence[Step]) -> Arena:
+def plan_arena(graph: Graph, shapes: Mapping[str, Shape], steps: Sequence[Step], wiring: Wiring) -> Arena:
     """The place of every tensor that a step makes."""
     layouts = choose_layouts(graph, shapes)
     first = {step.output: i for i, step in enumerate(steps)}
     last = dict(first)
     for i, step in enumerate(steps):
-        for source in step.inputs:
-            last[source] = i
+        for source in (s for node in step.nodes for s in wiring.sources(node)):
+            if source in last:  # and not a tensor that lies inside of the step
+                last[source] = i
     last[graph.output] = len(steps)
     places = _share(graph, layouts, steps, last)
     members: dict[str, list[str]] = {}
     for name in first:
         members.setdefault(places[name].root, []).append(name)
-    for names in members.values():  # one row pitch for all of them
+    # One row pitch for all of them, and for all that a convolution reads at once.
+    for names in _together([*members.values(), *({r.tensor: 0 for r in runs} for runs in wiring.runs.values())]):
         for side in ("pad_left", "pad_right", "pad_top", "pad_bottom"):
             most = max(getattr(layouts[n], side) for n in names)
             for name in names:
@@ -85,6 +88,18 @@ def plan_arena(graph: Graph, shapes: Mapping[str, Shape], steps: Sequence[Step])
     )
     placed = {n: offsets[places[n].root] + places[n].block * layouts[n].block_floats for n in first}
     return Arena(layouts, placed, total)
+
+
+def _together(sets: Iterable[Iterable[str]]) -> list[list[str]]:
+    """The sets, those that have a name in common made one."""
+    of: dict[str, list[str]] = {}
+    for names in sets:
+        joined: list[str] = []
+        for one in {id(found): found for found in (of.get(n, [n]) for n in names)}.values():
+            joined += one
+        for name in joined:
+            of[name] = joined
+    return list({id(found): found for found in of.values()}.values())
 
 
 def _share(

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _native, in_file, inner, strassen, winograd
 from .caches import caches
+from .channel_order import PLAIN, Order, Wiring, choose_orders, pack_order, plain_order, wire
 from .errors import ModelError
 from .fusion import Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
@@ -53,8 +54,12 @@ class Engine:
         # By the identity of the array without values: a new layer may have the name of an old one.
         known = {} if base is None else {id(n.params.get("weight")): n.name for n in base._graph.nodes if n.params}
         scores = score_layer(graph)
-        for node in (n for n in graph.nodes if n.op in ("conv2d", "dense")):
-            origin = known.get(id(node.params["weight"]))
+        layers = [n for n in graph.nodes if n.op in ("conv2d", "dense")]
+        origins = {n.name: known.get(id(n.params["weight"])) for n in layers}
+        fixed = {} if base is None else {n: base._orders.get(o, PLAIN) for n, o in origins.items() if o is not None}
+        self._orders: dict[str, Order] = choose_orders(graph, fixed)
+        for node in layers:
+            origin = origins[node.name]
             if base is not None and origin is not None and quantized(node):
                 self._weights_u8[node.name], self._params_u8[node.name] = base._u8_layer(origin)
             elif base is not None and origin is not None:
@@ -65,12 +70,13 @@ class Engine:
                 self._weights_u8[node.name] = _pack_u8(store, graph, node, isa)
                 self._params_u8[node.name] = in_file.keep(node.params)
             else:
-                self._weights[node.name] = _pack(store, graph, node, self.isa)
+                self._weights[node.name] = _pack(store, graph, node, self.isa, self._orders.get(node.name, PLAIN))
                 if node.name == scores:
                     self._scores.add(node.name)
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
         self._store = store
         self._graph: Graph = without_data(graph)
+        self._wiring = wire(self._graph, self._orders)
         self._use_strassen = strassen.enabled()
         self._use_inner = inner.enabled() and _native.has_inner(self.isa)
         # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
@@ -102,6 +108,11 @@ class Engine:
         """The graph as it runs, whose weights have shapes and no values. For an Engine with this one as its base."""
         return self._graph
 
+    @property
+    def lowered(self) -> Graph:
+        """``skeleton`` with the copies of channels that its steps make. It has nodes that no step makes."""
+        return self._wiring.graph
+
     def graph(self) -> Graph:
         """The graph as it runs, batch norm folded and activations fused, with its weights read back: new arrays.
         Raises ModelError where weights of bytes are in a file that was changed (in_file.py)."""
@@ -113,7 +124,7 @@ class Engine:
             elif node.name in self._params_u8:
                 params = reader.arrays(self._params_u8[node.name])
             elif node.name in self._weights:
-                weight, bias = self._weights[node.name].unpack()
+                weight, bias = plain_order(*self._weights[node.name].unpack(), self._orders.get(node.name, PLAIN))
                 if node.op == "dense":
                     c = node_channels(self._graph, node.inputs[0])
                     weight = _from_blocks(weight.reshape(weight.shape[0], -1), c)
@@ -173,8 +184,9 @@ class Engine:
             inners = choose_inner(graph, shapes, self._weights, self._squares, without=self._scores)
         splits: dict[str, Split] = {}
         if self._use_strassen:
-            splits = choose_splits(graph, shapes, self._weights, caches(), without=self._scores.union(inners))
-        return self._program(graph, shapes, inners, splits)
+            without, scattered = self._scores.union(inners), self._wiring.runs
+            splits = choose_splits(graph, shapes, self._weights, caches(), without=without, scattered=scattered)
+        return self._program(self._wiring, h, w, inners, splits)
 
     def _squares(self, names: Collection[str]) -> Mapping[str, np.ndarray]:
         """Mean squares of the channels of those tensors that can be measured (sizes.py)."""
@@ -186,16 +198,18 @@ class Engine:
         return self._measured
 
     def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
-        _, h, w, _ = x.shape
-        return self._program(graph, infer_shapes(graph, 1, h, w), {}, {}).run(x, layout, 1)
+        return self._program(wire(graph, self._orders), *x.shape[1:3], {}, {}).run(x, layout, 1)
 
     def _program(
-        self, graph: Graph, shapes: dict[str, Shape], inners: Mapping[str, Inner], splits: Mapping[str, Split]
+        self, wiring: Wiring, h: int, w: int, inners: Mapping[str, Inner], splits: Mapping[str, Split]
     ) -> _native.Program:
-        """``graph``: that of the engine or another one whose convolutions are among those of the engine."""
+        """``wiring``: that of the engine or of another graph whose convolutions are among those of the engine."""
+        graph = wiring.graph
+        shapes = infer_shapes(graph, 1, h, w)
         specs = {n.name: self._spec(n, shapes, inners.get(n.name)) for n in graph.nodes if n.name in self._weights}
-        steps = plan_steps(graph, shapes, caches(), splits)
-        arena = plan_arena(graph, shapes, steps)
+        steps = plan_steps(graph, shapes, caches(), splits, scattered=wiring.runs)
+        steps = [step for step in steps if step.output not in wiring.absent]
+        arena = plan_arena(graph, shapes, steps, wiring)
         program = _native.Program(self.isa, arena.floats, self._arenas)
         ids = {}
         for name, offset in arena.offsets.items():
@@ -205,6 +219,7 @@ class Engine:
                 pads = (t.pad_top, t.pad_bottom, t.pad_left, t.pad_right)
                 ids[name] = program.tensor_u8(tc, th, tw, pads, t.image, t.quant.zero, offset)
             else:
+                tc = wiring.width.get(name, tc)
                 ids[name] = program.tensor(tc, th, tw, t.pad_left, t.pad_right, t.image, offset)
         for step in steps:
             if quantized(step.nodes[0]) or step.nodes[0].op == "dequantize":
@@ -212,9 +227,9 @@ class Engine:
 
                 lower_u8.emit(program, graph, step.nodes, ids, shapes, self._weights_u8, self._isa_u8)
             elif step.depthwise is not None:
-                self._emit_strip(program, step, ids, shapes, arena.layouts, specs)
+                self._emit_strip(program, step, wiring, ids, shapes, arena.layouts, specs)
             else:
-                self._emit(program, step.nodes[0], ids, shapes, arena, specs, splits.get(step.output))
+                self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, splits.get(step.output))
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -222,6 +237,7 @@ class Engine:
         self,
         program: _native.Program,
         node: Node,
+        wiring: Wiring,
         ids: dict[str, int],
         shapes: dict[str, Shape],
         arena: Arena,
@@ -232,7 +248,7 @@ class Engine:
         if node.op == "input":
             program.input(dst, *self._normalization(node))
             return
-        src = ids[node.inputs[0]]
+        src = _source(program, node, wiring, ids)
         act = _act(node.activation)
         if node.op == "dense":
             layout = arena.layouts[node.inputs[0]]
@@ -241,7 +257,7 @@ class Engine:
         elif node.op == "conv2d":
             add = ids[node.inputs[1]] if len(node.inputs) > 1 else -1
             spec = specs[node.name]
-            layout = arena.layouts[node.inputs[0]]
+            layout = arena.layouts[wiring.sources(node)[0]]
             tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], layout.image, caches())
             if tiles:
                 program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
@@ -262,8 +278,8 @@ class Engine:
             rows, columns = pool_spans(node, shapes[node.inputs[0]], shapes[node.name])
             program.window_pool(node.name, src, dst, node.op == "max_pool2d", rows, columns)
         elif node.op in ("concat", "gather_channels"):
-            channels = range(shapes[node.name][3]) if node.op == "concat" else node.attrs["index"]
-            program.gather(node.name, [ids[s] for s in node.inputs], dst, list(channels))
+            index = wiring.index(node, {name: shape[3] for name, shape in shapes.items()})
+            program.gather(node.name, [ids[s] for s in node.inputs], dst, index)
         elif node.op == "lrn":
             program.lrn(node.name, src, dst, *(node.attrs[key] for key in ("size", "alpha", "beta", "bias")))
         elif node.op == "softmax":
@@ -303,6 +319,7 @@ class Engine:
         self,
         program: _native.Program,
         step: Step,
+        wiring: Wiring,
         ids: dict[str, int],
         shapes: dict[str, Shape],
         layouts: dict[str, Layout],
@@ -314,7 +331,7 @@ class Engine:
         project = step.project
         program.strip(
             step.name,
-            ids[step.nodes[0].inputs[0]],
+            _source(program, step.nodes[0], wiring, ids),
             ids[step.output],
             ids[project.inputs[1]] if project is not None and len(project.inputs) > 1 else -1,
             (h, w, layout.pad_left, layout.pad_right),
@@ -339,6 +356,16 @@ class Engine:
         return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation), weights)
 
 
+def _source(program: _native.Program, node: Node, wiring: Wiring, ids: Mapping[str, int]) -> int:
+    """What the node reads first; -1 for a copy, which has no such thing."""
+    if node.op in ("concat", "gather_channels"):
+        return -1
+    runs = wiring.runs.get(node.name)
+    if runs is None:
+        return ids[node.inputs[0]]
+    return program.scattered([(ids[run.tensor], run.lane, run.count) for run in runs])
+
+
 _Norm = tuple[list[float], list[float]]
 
 
@@ -350,11 +377,12 @@ def _act(activation: Activation | None) -> _native.Act:
     return _native.Act(a.kind, lo, a.hi, a.alpha, a.beta)
 
 
-def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> _native.PackedWeights:
+def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str, order: Order) -> _native.PackedWeights:
     weight = np.ascontiguousarray(node.params["weight"], dtype=np.float32)
     bias = node.params.get("bias")
     if bias is not None:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
+    weight, bias = pack_order(weight, bias, order)
     if node.op == "dense":
         c = node_channels(graph, node.inputs[0])
         return _native.pack(store, _to_blocks(weight, c)[:, None, None, :], bias, 1, False, True, isa)

@@ -252,6 +252,8 @@ def copy_for_dense(graph: Graph) -> Graph:
     for node in graph.nodes:
         source = node.inputs[0] if node.inputs else ""
         c = node_channels(graph, source) if node.op == "dense" and not quantized(node) else 0
+        if c and graph[source].op == "gather_channels" and len(readers[source]) == 1 and source != graph.output:
+            c = 0  # such a copy is there
         if c and (c % BLOCK or not _only_pointwise(readers[source])):
             copy = Node(f"{node.name}/input", "gather_channels", (source,), {"index": tuple(range(c))})
             nodes.append(copy)

@@ -279,7 +279,7 @@ def measure(engine: Engine, x: npt.NDArray[Any], *, threads: int, runs: int) -> 
     count = x.shape[0]
     if count == 0:
         raise ValueError("there is nothing to profile in a batch of no pictures")
-    graph = engine._graph
+    graph = engine.lowered
     pixels = x.dtype == np.uint8
     layout = "pixels" if pixels else graph.input_layout
     h, w = x.shape[2:] if layout == "NCHW" else x.shape[1:3]

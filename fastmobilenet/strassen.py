@@ -62,13 +62,14 @@ def choose_splits(
     weights: Mapping[str, _native.PackedWeights],
     caches: Caches,
     without: Container[str] = (),
+    scattered: Container[str] = (),
 ) -> dict[str, Split]:
     """Node -> how it is split, for all convolutions of ``graph`` for which that pays if they run alone, but those
-    ``without``."""
-    scales = _Scales(graph, weights)
+    ``without``, and those that read ``scattered`` channels."""
+    scales = _Scales(graph, weights, scattered)
     splits = {}
     for node in graph.nodes:
-        if node.name not in weights or node.name in without:
+        if node.name not in weights or node.name in without or node.name in scattered:
             continue
         if not is_pointwise(node):
             continue
@@ -140,9 +141,12 @@ def chunk_rows(h: int, w: int, ic: int, levels: int, caches: Caches) -> int:
 class _Scales:
     """Typical sizes of the channels of tensors, taken from the weights around them and up to a common factor."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, _native.PackedWeights]) -> None:
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, _native.PackedWeights], scattered: Container[str] = ()
+    ) -> None:
         self._graph = graph
         self._weights = weights
+        self._scattered = scattered  # their weights are in another order
         self._readers = graph.consumers()
         self._norms: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._felt: dict[str, np.ndarray | float] = {}
@@ -187,6 +191,8 @@ class _Scales:
     def _felt_by(self, reader: Node, name: str) -> np.ndarray | float:
         if reader.op in ("conv2d", "dense") and name in reader.inputs[1:]:
             return self.felt(reader)  # added to its output
+        if reader.name in self._scattered:
+            return 1.0
         if reader.op == "conv2d" and reader.name in self._weights and reader.attrs.get("groups", 1) == 1:
             return self.norms(reader.name)[1]
         if reader.op == "conv2d" and reader.name in self._weights and is_depthwise(reader):

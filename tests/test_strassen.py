@@ -33,7 +33,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
 
     def force(levels: int, rows: int, name: str = "y") -> None:
         def split(
-            graph: Graph, shapes: object, packed: dict[str, _native.PackedWeights], caches: object, without: object
+            graph: Graph, shapes: object, packed: dict[str, _native.PackedWeights], *_: object, **__: object
         ) -> object:
             return {name: Split(levels, packed[name].whole_panels >> levels, rows, 1.0)}
 

@@ -25,6 +25,8 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   check(!w.depthwise && w.ic == src.c && w.oc == out_channels, name, "weights do not fit the tensors");
   check(window.stride_h > 0 && window.stride_w > 0 && window.dilation_h > 0 && window.dilation_w > 0, name,
         "strides and dilations must be positive");
+  check(src.runs == nullptr || (w.kh * w.kw == 1 && w.groups == 1 && window.stride_h * window.stride_w == 1), name,
+        "only a 1x1 convolution reads scattered channels");
   if (spec.inner) {
     check(spec.inner->plain == spec.weights, name, "the weights of inner products are of another layer");
     check(table.inner.pixels != nullptr, name, "the ISA has no kernels of inner products");
@@ -67,6 +69,11 @@ ConvKernel::Segments ConvKernel::cut(const Tensor& src, const Panel& panel) cons
   const PackedWeights& w = *spec_.weights;
   const Window& window = spec_.window;
   Segments s;
+  if (src.runs != nullptr) {
+    s.list = *src.runs;
+    s.per_row = static_cast<int>(s.list.size());
+    return s;
+  }
   for (int ky = 0; ky < w.kh; ++ky) {
     const ptrdiff_t row = ptrdiff_t{ky} * window.dilation_h * src.pitch();
     if (src.image && window.dilation_w == 1 && w.groups == 1) {  // the pixels of a window row follow each other

@@ -26,6 +26,9 @@ struct Tensor {
   bool u8 = false;
   int pad_top = 0, pad_bottom = 0;  // of bytes only
   uint8_t zero = 0;
+  // Not null: the channels are lanes of other tensors with the same rows, `offset` that of one of them: where they are
+  // from a pixel of it. Only a 1x1 convolution reads such a tensor.
+  std::shared_ptr<const std::vector<Segment>> runs;
 
   // In elements, floats or bytes:
   int blocks() const { return image ? 1 : (c + BLOCK - 1) / BLOCK; }

@@ -59,9 +59,38 @@ int Program::tensor_u8(int c, int h, int w, const std::array<int, 4>& pads, bool
   return static_cast<int>(tensors_.size()) - 1;
 }
 
-const Tensor& Program::tensor(int id) const {
+int Program::scattered(const std::vector<Run>& runs) {
+  check(!runs.empty(), "tensor", "has no channels");
+  Tensor t = tensor(runs.front().tensor);
+  const ptrdiff_t first = t.at(0, 0, 0);
+  t.c = 0;
+  std::vector<Segment> segments;
+  for (const Run& run : runs) {
+    const Tensor& s = tensor(run.tensor);
+    check(!s.image && !s.u8 && s.h == t.h && s.w == t.w && s.pad_left == t.pad_left && s.pad_right == t.pad_right,
+          "tensor", "its channels lie in tensors of unlike shape");
+    check(run.lane >= 0 && run.count > 0 && run.count <= s.c - run.lane, "tensor", "no such channel");
+    t.c += run.count;
+    for (int lane = run.lane, end = run.lane + run.count; lane < end;) {
+      const int next = std::min(end, (lane / BLOCK + 1) * BLOCK);
+      segments.push_back({s.at(lane / BLOCK, 0, 0) + lane % BLOCK - first, next - lane});
+      lane = next;
+    }
+  }
+  t.runs = std::make_shared<const std::vector<Segment>>(std::move(segments));
+  tensors_.push_back(std::move(t));
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+const Tensor& Program::source(int id) const {
   check(id >= 0 && static_cast<size_t>(id) < tensors_.size(), "program", "no such tensor");
   return tensors_[static_cast<size_t>(id)];
+}
+
+const Tensor& Program::tensor(int id) const {
+  const Tensor& t = source(id);
+  check(t.runs == nullptr, "program", "only a 1x1 convolution reads scattered channels");
+  return t;
 }
 
 void Program::append(OpPtr op) {

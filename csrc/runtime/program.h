@@ -21,7 +21,13 @@ class Program {
   int tensor(int c, int h, int w, int pad_left, int pad_right, bool image, ptrdiff_t offset);
   // Of bytes; pads: top, bottom, left, right.
   int tensor_u8(int c, int h, int w, const std::array<int, 4>& pads, bool image, uint8_t zero, ptrdiff_t offset);
+  // Lanes of tensors, as the source of a 1x1 convolution.
+  struct Run {
+    int tensor, lane, count;
+  };
+  int scattered(const std::vector<Run>& runs);
   const Tensor& tensor(int id) const;
+  const Tensor& source(int id) const;  // a tensor, or scattered ones
   void append(OpPtr op);
   // The last steps: which tensor is the output.
   void finish(int input, int output);

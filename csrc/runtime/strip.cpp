@@ -342,8 +342,9 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
     check_padding(name, src, mid.w, *spec.expand);
     check_act(name, spec.expand->act);
   } else {
-    check(src.c == mid.c && src.h == mid.h && src.w == mid.w && src.pitch() == mid.pitch() && !src.image, name,
-          "the source is not what the depthwise convolution reads");
+    check(src.c == mid.c && src.h == mid.h && src.w == mid.w && src.pitch() == mid.pitch() && !src.image &&
+              src.runs == nullptr,
+          name, "the source is not what the depthwise convolution reads");
   }
   check(spec.oh == dst.h && spec.ow == dst.w && spec.oh > 0, name, "the output has another shape");
   if (spec.project) {
