@@ -216,12 +216,12 @@ PYBIND11_MODULE(_native, m) {
           "Root of the sum of squares of the weights of each output channel, and of each input channel; the bias.")
       .def(
           "inner_noise",
-          [](const PackedWeights& p, double size, const FloatArray& squares) {
+          [](const PackedWeights& p, double size, const FloatArray& squares, const std::vector<int>& pieces) {
             if (squares.ndim() != 1 || squares.shape(0) != p.ic)
               throw std::invalid_argument("squares must have one value for each input channel");
-            return inner_noise(p, size, squares.data());
+            return inner_noise(p, size, squares.data(), pieces);
           },
-          py::arg("size"), py::arg("squares"),
+          py::arg("size"), py::arg("squares"), py::arg("pieces") = std::vector<int>(),
           "How much larger InnerWeights of this size make rounding errors, for inputs with channels of these mean "
           "squares (ic,).");
   m.def(
@@ -256,10 +256,10 @@ PYBIND11_MODULE(_native, m) {
            }),
            py::arg("weights"), py::arg("levels"), py::arg("groups"));
   py::class_<InnerWeights, std::shared_ptr<InnerWeights>>(m, "InnerWeights")
-      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, double size) {
-             return std::const_pointer_cast<InnerWeights>(inner_weights(weights, size));
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, double size, const std::vector<int>& pieces) {
+             return std::const_pointer_cast<InnerWeights>(inner_weights(weights, size, pieces));
            }),
-           py::arg("weights"), py::arg("size"));
+           py::arg("weights"), py::arg("size"), py::arg("pieces") = std::vector<int>());
   m.def(
       "has_inner", [](const std::string& isa) { return kernel_table(isa).inner.pixels != nullptr; }, py::arg("isa"),
       "Whether the ISA has kernels of inner products.");

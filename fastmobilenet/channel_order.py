@@ -10,8 +10,9 @@ lanes to spare (58 channels take 64).
 Both orders belong to the packed weights, and nothing else sees them: :func:`pack_order` and :func:`plain_order` go
 there and back, and whoever reads a whole tensor finds the channels where :class:`Wiring` says.
 
-The bits of a result depend on the order of the sums. That depends only on what comes before a layer, not on who else
-reads it, so that a part of a network, or one that was saved with another head, gives the same.
+The bits of a plain sum depend on its order, and that only on what comes before a layer, not on who else reads it: a
+network that was saved as a part of another one gives the bits of that. Pairs of inner products (inner.py) are made of
+channels that lie together, which may change their last bits there.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Wiring:
             return node.inputs
         return (*dict.fromkeys(run.tensor for run in runs), *node.inputs[1:])
 
+    @property
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        """Convolution -> how many of its input channels lie together in a block, piece by piece."""
+        return {name: tuple(n for run in runs for n in _in_blocks(run)) for name, runs in self.runs.items()}
+
     def index(self, node: Node, channels: Mapping[str, int]) -> list[int]:
         """Of a concat or gather_channels: lanes of its inputs, counted through all of them."""
         lanes: list[int] = []
@@ -79,6 +85,11 @@ class Wiring:
             lanes = [lanes[i] for i in node.attrs["index"]]
         order = self.lanes.get(node.name)
         return lanes if order is None else [lanes[c] for c in sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _in_blocks(run: Run) -> list[int]:
+    ends = [*range((run.lane // BLOCK + 1) * BLOCK, run.lane + run.count, BLOCK), run.lane + run.count]
+    return [end - begin for begin, end in zip([run.lane, *ends], ends, strict=False)]
 
 
 def choose_orders(graph: Graph, fixed: Mapping[str, Order]) -> dict[str, Order]:

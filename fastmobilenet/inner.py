@@ -36,10 +36,11 @@ LEAST_SAVING = 0.05
 @dataclass(frozen=True)
 class Inner:
     """``size``: the root mean square that is expected of the input; ``saving``: the part of the layer's time that is
-    expected to be saved, against the plain sum."""
+    expected to be saved, against the plain sum; ``pieces``: how many channels lie together, if those are no blocks."""
 
     size: float
     saving: float
+    pieces: tuple[int, ...] = ()
 
 
 def enabled() -> bool:
@@ -57,46 +58,57 @@ def choose_inner(
     weights: Mapping[str, _native.PackedWeights],
     measure: Callable[[Collection[str]], Mapping[str, np.ndarray]],
     without: Container[str] = (),
+    pieces: Mapping[str, tuple[int, ...]] | None = None,
+    into: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Inner]:
-    """Node -> how it is computed, for all convolutions of ``graph`` for which that pays, but those ``without``."""
+    """Node -> how it is computed, for all convolutions of ``graph`` for which that pays, but those ``without``.
+
+    ``pieces``: of those whose input channels do not lie in the blocks of one tensor, how many lie together; ``into``:
+    the channels in the order of the weights (channel_order.py)."""
+    pieces, into = pieces or {}, into or {}
     sizes = _Sizes(graph, weights)
     chosen, unknown = {}, {}
     for node in graph.nodes:
         if node.name not in weights or node.name in without or not is_pointwise(node):
             continue
         _, h, w, ic = shapes[node.inputs[0]]
-        saving = expected_saving(h * w, ic, weights[node.name].oc)
+        saving = expected_saving(h * w, ic, weights[node.name].oc, pieces.get(node.name, ()))
         if saving < LEAST_SAVING:
             continue
         size = sizes.of(node.inputs[0])
         if size is not None:
-            chosen[node.name] = Inner(size, saving)
+            chosen[node.name] = Inner(size, saving, pieces.get(node.name, ()))
         else:
             unknown[node.name] = node.inputs[0], saving
     squares = measure(sorted({source for source, _ in unknown.values()}))
     for name, (source, saving) in unknown.items():
-        size = measured_size(weights[name], squares[source]) if source in squares else None
+        if source not in squares:
+            continue
+        ordered = squares[source][list(into[name])] if name in into else squares[source]
+        size = measured_size(weights[name], ordered, pieces.get(name, ()))
         if size is not None:
-            chosen[name] = Inner(size, saving)
+            chosen[name] = Inner(size, saving, pieces.get(name, ()))
     return chosen
 
 
-def measured_size(weights: _native.PackedWeights, squares: np.ndarray) -> float | None:
+def measured_size(
+    weights: _native.PackedWeights, squares: np.ndarray, pieces: tuple[int, ...] = ()
+) -> float | None:
     """Of an input whose channels have these mean squares: a power of two near twice the root of their mean, as
     other pictures may make larger values; or None if rounding errors would become too large."""
     mean = float(squares.mean(dtype=np.float64))
     if not 0 < mean < math.inf:
         return None
     size = 2.0 ** round(math.log2(mean) / 2 + 1)
-    return size if weights.inner_noise(size, squares) <= MOST_NOISE else None
+    return size if weights.inner_noise(size, squares, list(pieces)) <= MOST_NOISE else None
 
 
-def expected_saving(pixels: int, ic: int, oc: int) -> float:
+def expected_saving(pixels: int, ic: int, oc: int, pieces: tuple[int, ...] = ()) -> float:
     """The part of the time that is saved, fitted to measurements on Zen 4 (80 layers of six networks, 16x16 to 960x320
     channels; 0.02 off on average), where layers of many channels would otherwise take Strassen's product."""
     if ic < BLOCK or pixels < BLOCK:
         return 0.0
-    pairs = sum(min(BLOCK, ic - k) // 3 for k in range(0, ic, BLOCK))
+    pairs = sum(n // 3 for n in pieces or (min(BLOCK, ic - k) for k in range(0, ic, BLOCK)))
     return (0.96 * pairs - 2.3) / ic - 2.7 / oc
 
 
@@ -120,6 +132,8 @@ class _Sizes:
         if node.op in ("conv2d", "add") and a is not None and a.kind == "clamp" and math.isfinite(a.hi - a.lo):
             return (a.hi - a.lo) * PART_OF_RANGE
         if node.op in ("global_avg_pool", "avg_pool2d", "max_pool2d"):
+            return self.of(node.inputs[0])
+        if node.op in ("concat", "gather_channels") and len(node.inputs) == 1:
             return self.of(node.inputs[0])
         if a is not None:
             return None

@@ -82,7 +82,7 @@ class Engine:
         # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
         self._strassen_weights: dict[tuple[_native.PackedWeights, int, int], _native.StrassenWeights]
         self._strassen_weights = {} if base is None else base._strassen_weights
-        self._inner_weights: dict[tuple[_native.PackedWeights, float], _native.InnerWeights]
+        self._inner_weights: dict[tuple[_native.PackedWeights, float, tuple[int, ...]], _native.InnerWeights]
         self._inner_weights = {} if base is None else base._inner_weights
         # What is measured must not depend on which part of a network an Engine has.
         self._whole: Graph = self._graph if base is None else base._whole
@@ -181,7 +181,9 @@ class Engine:
         shapes = infer_shapes(graph, 1, h, w)
         inners: dict[str, Inner] = {}
         if self._use_inner:
-            inners = choose_inner(graph, shapes, self._weights, self._squares, without=self._scores)
+            into = {name: order.into for name, order in self._orders.items() if order.into is not None}
+            pieces, without = self._wiring.pieces, self._scores
+            inners = choose_inner(graph, shapes, self._weights, self._squares, without, pieces, into)
         splits: dict[str, Split] = {}
         if self._use_strassen:
             without, scattered = self._scores.union(inners), self._wiring.runs
@@ -198,7 +200,7 @@ class Engine:
         return self._measured
 
     def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
-        return self._program(wire(graph, self._orders), *x.shape[1:3], {}, {}).run(x, layout, 1)
+        return self._program(wire(graph, self._orders), x.shape[1], x.shape[2], {}, {}).run(x, layout, 1)
 
     def _program(
         self, wiring: Wiring, h: int, w: int, inners: Mapping[str, Inner], splits: Mapping[str, Split]
@@ -296,9 +298,9 @@ class Engine:
         return self._strassen_weights[key]
 
     def _inner_factors(self, name: str, choice: Inner) -> _native.InnerWeights:
-        key = self._weights[name], choice.size
+        key = self._weights[name], choice.size, choice.pieces
         if key not in self._inner_weights:
-            self._inner_weights[key] = _native.InnerWeights(*key)
+            self._inner_weights[key] = _native.InnerWeights(*key[:2], list(choice.pieces))
         return self._inner_weights[key]
 
     def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:

@@ -330,3 +330,16 @@ def test_which_cpus() -> None:
     cpu = {key.strip(): value.strip() for key, value in fields.items()}
     zen4 = cpu.get("vendor_id") == "AuthenticAMD" and cpu.get("cpu family") == "25" and "avx512f" in cpu["flags"]
     assert _native.adds_beside_multiplies() == (zen4 and platform.machine() == "x86_64")
+
+
+@needs_kernels
+def test_strips_that_threads_share_by_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of 12 x 12 are several strips for one thread, and one map for two."""
+    monkeypatch.setenv("FASTMOBILENET_INNER", "1")
+    graph = models.build("mobilenet_v2", width=0.5, classes=10)
+    engine = Engine(graph, ISA)
+    x = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
+    found = engine.run(x, pixels=True)
+    assert any("+inner/8" in kernel for _, kernel in engine.program(96, 96).steps)
+    for threads in (2, 3):
+        assert np.array_equal(engine.run(x, threads=threads, pixels=True), found)

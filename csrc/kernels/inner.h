@@ -89,6 +89,7 @@ void gemm_inner(const InnerArgs& g) {
   using V = typename InnerVec<HALF>::V;
   constexpr int L = sizeof(V) / sizeof(float), VB = HALF ? 1 : BLOCK / L, NV = NB * VB;
   constexpr int PAIRS = inner_pairs(BLOCK), SINGLE = BLOCK - 2 * PAIRS;
+  const Segment* const end = g.segs + g.n_segs;
   const char *soon = g.prefetch, *later = g.prefetch_later;
   RowGaps rows{g.row_tiles, g.row_gap};
   float* next = g.c;
@@ -103,9 +104,21 @@ void gemm_inner(const InnerArgs& g) {
         acc[i][j] = plus_1(g.pixels + tile * MR + i, init);
       }
     }
-    const float* a = g.a + tile * MR * BLOCK;
+    const float* const first = g.a + tile * MR * BLOCK;
     const float* b = g.b;
-    for (ptrdiff_t block = 0; block < g.blocks; ++block, a += g.block_stride, b += BLOCK * NV * L) {
+    for (const Segment* s = g.segs; s != end; b += s->len * NV * L, ++s) {
+      const float* const a = first + s->offset;
+      if (s->len != BLOCK) {
+        const int k = static_cast<int>(s->len), pairs = inner_pairs(k);
+        for (int i = 0; i < k; ++i) prefetch(soon + i * 64);
+        soon += k * 64;
+        for (int p = 0; p < pairs; p += 2) {
+          inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
+          if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
+        }
+        for (int i = 3 * pairs; i < k; ++i) inner_single(acc, a, b, i);
+        continue;
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < BLOCK; ++i) prefetch(soon + i * 64);
       soon += BLOCK * 64;
@@ -127,12 +140,6 @@ void gemm_inner(const InnerArgs& g) {
         for (int k = begin + 1; k < end; ++k) inner_single(acc, a, b, k);
       }
     }
-    const int rest = static_cast<int>(g.rest), pairs = inner_pairs(rest);
-    for (int p = 0; p < pairs; p += 2) {
-      inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
-      if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
-    }
-    for (int k = 3 * pairs; k < rest; ++k) inner_single(acc, a, b, k);
     const ptrdiff_t at = tile * MR * BLOCK;
     float* const c = next;
     next += MR * BLOCK + rows.gap();
@@ -181,10 +188,9 @@ void inner_pixels(const InnerPixelsArgs& g) {
   for (ptrdiff_t i = 0; i < g.pixels; ++i) {
     const float* a = g.a + i * BLOCK;
     Vec sum = zero();
-    for (ptrdiff_t block = 0; block < g.blocks; ++block, a += g.block_stride) {
-      sum = minus_pairs(sum, load(a), inner_pairs(BLOCK));
+    for (const Segment* s = g.segs; s != g.segs + g.n_segs; ++s) {
+      sum = minus_pairs(sum, load(a + s->offset), inner_pairs(static_cast<int>(s->len)));
     }
-    if (g.rest > 0) sum = minus_pairs(sum, load(a), inner_pairs(static_cast<int>(g.rest)));
     g.dst[i] = sum_of_lanes(sum);
   }
 }

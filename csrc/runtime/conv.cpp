@@ -183,8 +183,8 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
         "the tensor to add has another shape");
   ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && src.runs == nullptr && dense(src) && dense(dst) &&
-      (add == nullptr || dense(*add))) {
+  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && src.runs == nullptr && dense(src) &&
+      dense(dst) && (add == nullptr || dense(*add))) {
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }
   check_act(name, spec.act);

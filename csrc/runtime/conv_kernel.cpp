@@ -14,11 +14,7 @@ constexpr int MAX_INNER_ROWS = 10;
 
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec),
-      src_h_(src.h),
-      table_panel_blocks_(table.panel_blocks),
-      inner_(table.inner),
-      block_stride_(src.block_stride()) {
+    : spec_(spec), src_h_(src.h), table_panel_blocks_(table.panel_blocks), inner_(table.inner) {
   const PackedWeights& w = *spec.weights;
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
@@ -32,6 +28,11 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
     check(table.inner.pixels != nullptr, name, "the ISA has no kernels of inner products");
     check(!src.image && window.stride_h * window.stride_w == 1 && window.pad_top == 0 && window.pad_left == 0, name,
           "inner products are for 1x1 convolutions of stride 1");
+    segments_.push_back(cut(src, w.panels.front()));
+    const std::vector<Segment>& list = segments_.front().list;
+    const auto same = [](const Segment& s, int piece) { return s.len == piece; };
+    check(std::equal(list.begin(), list.end(), spec.inner->pieces.begin(), spec.inner->pieces.end(), same), name,
+          "the weights of inner products are for other pieces of the input");
     xs_ = BLOCK;
     mr_ = MAX_INNER_ROWS;
     rows_at_once_.assign(static_cast<size_t>(mr_ + 1), true);
@@ -156,16 +157,16 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
 }
 
 void ConvKernel::make_sums(const float* a, ptrdiff_t pixels, float* sums) const {
-  inner_.pixels({a, spec_.weights->ic / BLOCK, block_stride_, spec_.weights->ic % BLOCK, pixels, sums});
+  const std::vector<Segment>& list = segments_.front().list;
+  inner_.pixels({a, list.data(), static_cast<ptrdiff_t>(list.size()), pixels, sums});
 }
 
 void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
   const PackedWeights& w = *spec_.weights;
   const ptrdiff_t lane = ptrdiff_t{panel.block} * BLOCK;
   InnerArgs g;
-  g.blocks = w.ic / BLOCK;
-  g.block_stride = block_stride_;
-  g.rest = w.ic % BLOCK;
+  g.segs = segments_.front().list.data();
+  g.n_segs = static_cast<ptrdiff_t>(segments_.front().list.size());
   g.b = weights_of(panel);
   g.init = spec_.inner->init + lane;
   g.scale = spec_.inner->scale + lane;

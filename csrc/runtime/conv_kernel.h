@@ -162,7 +162,6 @@ class ConvKernel {
   int table_panel_blocks_ = 1;
   ptrdiff_t xs_ = 0;
   const InnerKernels& inner_;
-  ptrdiff_t block_stride_;
   int mr_ = 0;
   std::string id_;
 };

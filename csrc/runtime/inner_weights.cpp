@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 #include "runtime/inner.h"
@@ -46,7 +47,9 @@ struct Columns {
 };
 
 // The weights of one block, divided by scale[16], to `to`; init[16] is made of the result.
-void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, double size, float* init, float* scale) {
+void scale_block(const Columns& from, float* to, ptrdiff_t stride, const std::vector<int>& pieces, double size,
+                 float* init, float* scale) {
+  const int ic = std::accumulate(pieces.begin(), pieces.end(), 0);
   const std::array<float, BLOCK> factor = from.factors(ic, size);
   const float* const f = factor.data();
   double products[BLOCK] = {};
@@ -58,9 +61,9 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, doubl
       std::copy_n(values, from.lanes, to + k * stride);
     }
   };
-  for (ptrdiff_t begin = 0; begin < ic; begin += BLOCK) {
-    const ptrdiff_t end = std::min<ptrdiff_t>(begin + BLOCK, ic);
-    const ptrdiff_t paired = begin + 2 * inner_pairs(static_cast<int>(end - begin));
+  ptrdiff_t begin = 0;
+  for (const int piece : pieces) {
+    const ptrdiff_t end = begin + piece, paired = begin + 2 * inner_pairs(piece);
     for (ptrdiff_t k = begin; k < paired; k += 2) {
       const float sign = (k - begin) % 4 == 0 ? 1.0f : -1.0f;
       for (int i = 0; i < 2; ++i) {
@@ -75,11 +78,25 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, int ic, doubl
       for (int o = 0; o < BLOCK; ++o) v[0][o] *= f[o];
       write(k, v[0]);
     }
+    begin = end;
   }
   for (int o = 0; o < BLOCK; ++o) {
     init[o] = static_cast<float>(-products[o]);
     scale[o] = 1 / f[o];
   }
+}
+
+// As given, or blocks.
+std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given) {
+  std::vector<int> pieces = given;
+  for (int k = 0; given.empty() && k < w.ic; k += BLOCK) pieces.push_back(std::min(BLOCK, w.ic - k));
+  int sum = 0;
+  for (const int piece : pieces) {
+    if (piece < 1 || piece > BLOCK || piece > w.ic - sum) throw std::invalid_argument("pieces do not fit the layer");
+    sum += piece;
+  }
+  if (sum != w.ic) throw std::invalid_argument("pieces do not fit the layer");
+  return pieces;
 }
 
 void check_pointwise(const PackedWeights& w, double size) {
@@ -89,11 +106,13 @@ void check_pointwise(const PackedWeights& w, double size) {
 
 }  // namespace
 
-std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size) {
+std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const PackedWeights>& plain, double size,
+                                                  const std::vector<int>& pieces) {
   const PackedWeights& w = *plain;
   check_pointwise(w, size);
   auto result = std::make_shared<InnerWeights>();
   result->plain = plain;
+  result->pieces = pieces_of(w, pieces);
   const auto ic = static_cast<size_t>(w.ic);
   const auto lanes = static_cast<size_t>(w.blocks()) * BLOCK;
   float* const weight = w.store->allocate(lanes * ic);  // zeroed
@@ -111,7 +130,7 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
       const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
       const int lane = (block - to.block) * BLOCK;
       const int lanes = std::min({from.width() - b * BLOCK, to.width() - lane, BLOCK});
-      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(), w.ic, size,
+      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(), result->pieces, size,
                   init + block * BLOCK, scale + block * BLOCK);
     }
   }
@@ -121,8 +140,9 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
   return result;
 }
 
-double inner_noise(const PackedWeights& plain, double size, const float* squares) {
+double inner_noise(const PackedWeights& plain, double size, const float* squares, const std::vector<int>& pieces) {
   check_pointwise(plain, size);
+  const std::vector<int> together = pieces_of(plain, pieces);
   double sum = 0;
   int count = 0;
   for (const Panel& from : plain.panels) {
@@ -132,8 +152,9 @@ double inner_noise(const PackedWeights& plain, double size, const float* squares
       const std::array<float, BLOCK> factor = columns.factors(plain.ic, size);
       const float* const f = factor.data();
       float norm[BLOCK] = {}, signal[BLOCK] = {}, noise[BLOCK] = {}, v[2][BLOCK];
-      for (int begin = 0; begin < plain.ic; begin += BLOCK) {
-        const int end = std::min(begin + BLOCK, plain.ic), paired = begin + 2 * inner_pairs(end - begin);
+      int begin = 0;
+      for (const int piece : together) {
+        const int end = begin + piece, paired = begin + 2 * inner_pairs(piece);
         const auto add = [&](int k, float(&values)[BLOCK]) {
           columns.read(k, values);
           for (int o = 0; o < BLOCK; ++o) {
@@ -150,6 +171,7 @@ double inner_noise(const PackedWeights& plain, double size, const float* squares
           for (int o = 0; o < BLOCK; ++o) noise[o] += 2 * (pixel + v[0][o] * v[1][o]);
         }
         for (int k = paired; k < end; ++k) add(k, v[0]);
+        begin = end;
       }
       for (int o = 0; o < lanes; ++o) {
         const float bias = plain.bias[lane + o] * f[o];

@@ -171,10 +171,10 @@ constexpr int inner_pairs(int channels) { return channels / 3; }
 // padding; nb blocks of o (or the half of one) and mr pixels, `tiles` times.
 struct InnerArgs {
   ptrdiff_t tiles;
-  const float* a;                    // pixel i at a + i * 16
-  ptrdiff_t blocks, block_stride;    // whole blocks of input channels
-  ptrdiff_t rest;                    // channels of the last one, if it is not whole
-  const float* b;                    // [16 * blocks + rest][nb * 16]
+  const float* a;       // pixel i at a + i * 16
+  const Segment* segs;  // [n_segs], each within a block: pairs are those of a segment
+  ptrdiff_t n_segs;
+  const float* b;                    // [k][nb * 16]
   const float* pixels;               // what inner_pixels makes
   const float *init, *scale, *bias;  // [nb * 16]
   float* c;                          // as in GemmArgs
@@ -188,7 +188,8 @@ struct InnerArgs {
 };
 struct InnerPixelsArgs {
   const float* a;
-  ptrdiff_t blocks, block_stride, rest;
+  const Segment* segs;  // as above; 16 floats are read of each
+  ptrdiff_t n_segs;
   ptrdiff_t pixels;
   float* dst;  // [pixels]
 };

@@ -278,13 +278,14 @@ class StripOp final : public Op {
 
   // Of tiles of rows y0 .. y1 - 1, which follow each other in the strip.
   void make_sums(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
-    const int width = flat_ ? (y1 - y0) * ow_ : ow_, per_row = project_->tiles(width);
+    const ConvKernel& kernel = *target.project;
+    const int width = flat_ ? (y1 - y0) * ow_ : ow_, per_row = kernel.tiles(width);
     const auto pixel = [&](ptrdiff_t tile) {
       return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
     };
     const ptrdiff_t begin = pixel(part.begin);
-    target.project->make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
-                              frame.scratch + sums_at() + begin);
+    kernel.make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
+                     frame.scratch + sums_at() + begin);
   }
 
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
