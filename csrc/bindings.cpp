@@ -331,6 +331,17 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("max"), py::arg("rows"), py::arg("columns"))
       .def(
+          "conv_pool",
+          [](Program& p, const std::string& name, int src, int dst, const ConvSpec& conv, Pair mid, bool max,
+             const std::vector<std::tuple<int, int, float>>& rows,
+             const std::vector<std::tuple<int, int, float>>& columns, int rows_at_a_time) {
+            p.append(make_conv_pool(p.table(), name, p.tensor(src), p.tensor(dst),
+                                    {&conv, mid.first, mid.second, max ? PoolKind::max : PoolKind::mean, spans(rows),
+                                     spans(columns), rows_at_a_time}));
+          },
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("conv"), py::arg("mid"), py::arg("max"),
+          py::arg("rows"), py::arg("columns"), py::arg("rows_at_a_time"))
+      .def(
           "add",
           [](Program& p, const std::string& name, int a, int b, int dst, const Act& act) {
             p.append(make_add(p.table(), name, p.tensor(a), optional_tensor(p, b), p.tensor(dst), act));

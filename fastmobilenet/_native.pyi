@@ -131,6 +131,18 @@ class Program:
         rows: list[tuple[int, int, float]],
         columns: list[tuple[int, int, float]],
     ) -> None: ...
+    def conv_pool(
+        self,
+        name: str,
+        src: int,
+        dst: int,
+        conv: ConvSpec,
+        mid: tuple[int, int],
+        max: bool,
+        rows: list[tuple[int, int, float]],
+        columns: list[tuple[int, int, float]],
+        rows_at_a_time: int,
+    ) -> None: ...
     def add(self, name: str, a: int, b: int, dst: int, act: Act) -> None: ...
     def mul(self, name: str, a: int, b: int, dst: int, act: Act) -> None: ...
     def gather(self, name: str, sources: list[int], dst: int, index: list[int]) -> None: ...

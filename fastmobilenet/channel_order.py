@@ -74,7 +74,8 @@ class Wiring:
         return {name: tuple(n for run in runs for n in _in_blocks(run)) for name, runs in self.runs.items()}
 
     def index(self, node: Node, channels: Mapping[str, int]) -> list[int]:
-        """Of a concat or gather_channels: lanes of its inputs, counted through all of them."""
+        """Of a concat or gather_channels: lanes of its inputs, counted through all of them, for each of its own; -1 for
+        one without a channel."""
         lanes: list[int] = []
         first = 0
         for name in node.inputs:
@@ -84,7 +85,12 @@ class Wiring:
         if node.op == "gather_channels":
             lanes = [lanes[i] for i in node.attrs["index"]]
         order = self.lanes.get(node.name)
-        return lanes if order is None else [lanes[c] for c in sorted(range(len(order)), key=order.__getitem__)]
+        if order is None:
+            return lanes
+        result = [-1] * self.width[node.name]
+        for lane, source in zip(order, lanes, strict=True):
+            result[lane] = source
+        return result
 
 
 def _in_blocks(run: Run) -> list[int]:
@@ -110,12 +116,12 @@ def choose_orders(graph: Graph, fixed: Mapping[str, Order]) -> dict[str, Order]:
         if name not in out and copies.may_order(graph[name]) and not is_depthwise(graph[name]):
             out[name] = order_lanes(wanted)
     lanes = {name: _lanes(order) for name, order in out.items() if order is not None}
-    for name in depthwise:  # what lies together is copied together
+    for name in depthwise:
         found = copies.origins[graph[name].inputs[0]]
-        order = _sorted_by(
-            found, lambda tensor, i: (copies.position[tensor], lanes[tensor][i] if tensor in lanes else i)
-        )
-        out[name] = None if order == tuple(range(len(order))) else order
+        groups: dict[str, list[tuple[int, int]]] = {}
+        for channel, (tensor, i) in enumerate(found):
+            groups.setdefault(tensor, []).append((lanes[tensor][i] if tensor in lanes else i, channel))
+        out[name] = _order_copied(groups.values())
     orders = {name: Order(out.get(name), into.get(name)) for name in {**out, **into}}
     return {name: order for name, order in orders.items() if order != PLAIN}
 
@@ -174,12 +180,23 @@ def order_lanes(wanted: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     groups: dict[tuple[int, ...], list[int]] = {}
     for channel, who in enumerate(wanted):
         groups.setdefault(who, []).append(channel)
-    c = len(wanted)
-    half = BLOCK // 2
-    spare = -(-c // half) * half - c if 0 < c % BLOCK <= half else -(-c // BLOCK) * BLOCK - c
+    unit = BLOCK // 2 if 0 < len(wanted) % BLOCK <= BLOCK // 2 else BLOCK
+    return _aligned([groups[who] for who in sorted(groups, key=lambda who: (not who, who))], unit)
+
+
+def _order_copied(groups: Iterable[list[tuple[int, int]]]) -> tuple[int, ...] | None:
+    """For a copy of channels, given as (lane, channel) tensor by tensor: what lies together is copied together, best in
+    whole blocks."""
+    together = sorted((sorted(group) for group in groups), key=len, reverse=True)
+    return _aligned([[channel for _, channel in group] for group in together], BLOCK)
+
+
+def _aligned(groups: list[list[int]], unit: int) -> tuple[int, ...] | None:
+    """The groups one behind the other, in no more lanes than fill the last unit."""
+    c = sum(map(len, groups))
+    spare = -c % unit
     lanes: list[int] = []
-    for who in sorted(groups, key=lambda who: (not who, who)):
-        group = groups[who]
+    for group in groups:
         gap = -len(lanes) % BLOCK
         pieces = -(-(len(lanes) % BLOCK + len(group)) // BLOCK)
         if gap <= spare and pieces > -(-len(group) // BLOCK):
@@ -227,6 +244,7 @@ def wire(graph: Graph, orders: Mapping[str, Order]) -> Wiring:
     for node in graph.nodes:
         if node.name in lanes and is_depthwise(node):
             lanes[node.inputs[0]] = lanes[node.name]
+            width[node.inputs[0]] = width[node.name]
     copies = _Copies(graph)
     in_runs = {n.name for n in graph.nodes if n.name in orders and orders[n.name].into is not None}
     in_runs |= {n.name for n in graph.nodes if n.inputs and n.inputs[0] in lanes and copies.reads_runs(n)}

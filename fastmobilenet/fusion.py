@@ -19,8 +19,8 @@ STRIP_GAIN = 0.027
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes that run as one: a single node of any op, a depthwise convolution with what surrounds it, or a convolution
-    of bytes with what is done to its bytes.
+    """Nodes that run as one: a single node of any op, a depthwise convolution with what surrounds it, a convolution and
+    a pool, or a convolution of bytes with what is done to its bytes.
 
     ``rows`` is the number of output rows that a strip makes at a time.
     """
@@ -30,6 +30,7 @@ class Step:
     depthwise: Node | None = None
     project: Node | None = None
     rows: int = 0
+    pool: Node | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -92,6 +93,13 @@ def plan_steps(
         for name, nodes in lower_u8.fuse(graph, shapes).items():
             steps[name] = Step(nodes)
             taken.update(n.name for n in nodes)
+    for node in graph.nodes:
+        pool = only_reader(node)
+        if pool is not None and node.name not in taken and reads_picture(graph, node):
+            rows = pooled_rows(node, pool, shapes, caches)
+            if rows:
+                steps[pool.name] = Step((node, pool), pool=pool, rows=rows)
+                taken.update((node.name, pool.name))
     ordered = []
     for node in graph.nodes:
         if node.name in steps:
@@ -143,6 +151,27 @@ def choose(
         elif _weight_bytes(expand) + _weight_bytes(project) <= caches.l2 // 2:
             return make(expand, depthwise, project, rows)
     return make(None, depthwise, None, 1)
+
+
+def reads_picture(graph: Graph, node: Node) -> bool:
+    """Whether the node is a dense convolution that reads the picture."""
+    return _is_dense(node) and len(node.inputs) == 1 and graph[node.inputs[0]].op == "input"
+
+
+def pooled_rows(conv: Node, pool: Node, shapes: Mapping[str, Shape], caches: Caches) -> int:
+    """Rows of the pool that are made at a time together with the convolution before it (csrc/runtime/conv_pool.cpp), so
+    that the rows between them stay in a part of the second-level cache; 0 if the whole map does, or if the pool is
+    another."""
+    if pool.op not in ("max_pool2d", "avg_pool2d") or "quant" in pool.attrs:
+        return 0
+    _, h, w, c = shapes[conv.name]
+    row = w * -(-c // BLOCK) * BLOCK * FLOAT
+    if h * row < caches.l2 // 2:
+        return 0
+    rows = 4
+    while rows > 1 and ((rows - 1) * pool.attrs["stride"][0] + kernel_size(pool)[0]) * row > caches.l2 // 4:
+        rows //= 2
+    return rows
 
 
 def _weight_bytes(node: Node) -> int:

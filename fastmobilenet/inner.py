@@ -91,9 +91,7 @@ def choose_inner(
     return chosen
 
 
-def measured_size(
-    weights: _native.PackedWeights, squares: np.ndarray, pieces: tuple[int, ...] = ()
-) -> float | None:
+def measured_size(weights: _native.PackedWeights, squares: np.ndarray, pieces: tuple[int, ...] = ()) -> float | None:
     """Of an input whose channels have these mean squares: a power of two near twice the root of their mean, as
     other pictures may make larger values; or None if rounding errors would become too large."""
     mean = float(squares.mean(dtype=np.float64))

@@ -228,6 +228,8 @@ class Engine:
                 from . import lower_u8  # a network of floats needs none of it
 
                 lower_u8.emit(program, graph, step.nodes, ids, shapes, self._weights_u8, self._isa_u8)
+            elif step.pool is not None:
+                _emit_conv_pool(program, step.nodes[0], step.pool, step.rows, ids, shapes, specs)
             elif step.depthwise is not None:
                 self._emit_strip(program, step, wiring, ids, shapes, arena.layouts, specs)
             else:
@@ -356,6 +358,18 @@ class Engine:
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
         weights = None if choice is None else self._inner_factors(node.name, choice)
         return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation), weights)
+
+
+def _emit_conv_pool(
+    program: _native.Program, conv: Node, pool: Node, rows: int, ids: dict[str, int], shapes: dict[str, Shape],
+    specs: dict[str, _native.ConvSpec],
+) -> None:  # fmt: skip
+    source = ids[conv.inputs[0]]
+    windows, columns = pool_spans(pool, shapes[conv.name], shapes[pool.name])
+    program.conv_pool(
+        f"{conv.name} + {pool.name}", source, ids[pool.name], specs[conv.name], shapes[conv.name][1:3],
+        pool.op == "max_pool2d", windows, columns, rows,
+    )  # fmt: skip
 
 
 def _source(program: _native.Program, node: Node, wiring: Wiring, ids: Mapping[str, int]) -> int:

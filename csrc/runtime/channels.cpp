@@ -19,6 +19,7 @@ class GatherOp final : public Op {
       std::vector<Part> parts;
       for (int i = 0; i < std::min(BLOCK, dst.c - block * BLOCK); ++i) {
         int channel = index[static_cast<size_t>(block * BLOCK + i)];
+        if (channel < 0) continue;
         size_t s = 0;
         while (channel >= sources[s].c) channel -= sources[s++].c;
         Part& part = find(parts, sources[s], channel / BLOCK);
@@ -49,7 +50,9 @@ class GatherOp final : public Op {
         std::copy_n(parts[s].lane, BLOCK, sources[s].lane);
       }
       float* dst = frame.arena + dst_.at(block, y, 0);
-      if (parts.size() == 1 && parts[0].whole()) {
+      if (parts.empty()) {
+        std::fill_n(dst, pixels * BLOCK, 0.0F);
+      } else if (parts.size() == 1 && parts[0].whole()) {
         std::memcpy(dst, sources[0].src, sizeof(float) * static_cast<size_t>(pixels) * BLOCK);
       } else {
         table_.gather({sources.data(), static_cast<ptrdiff_t>(sources.size()), pixels, dst});
@@ -98,7 +101,7 @@ OpPtr make_gather(const KernelTable& table, std::string name, const std::vector<
     channels += s.c;
   }
   check(index.size() == static_cast<size_t>(dst.c) && !dst.image, name, "shapes do not fit");
-  for (const int i : index) check(i >= 0 && i < channels, name, "no such channel");
+  for (const int i : index) check(i >= -1 && i < channels, name, "no such channel");
   return std::make_unique<GatherOp>(table, std::move(name), sources, dst, index);
 }
 

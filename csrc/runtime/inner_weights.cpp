@@ -130,8 +130,8 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
       const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
       const int lane = (block - to.block) * BLOCK;
       const int lanes = std::min({from.width() - b * BLOCK, to.width() - lane, BLOCK});
-      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(), result->pieces, size,
-                  init + block * BLOCK, scale + block * BLOCK);
+      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(),
+                  result->pieces, size, init + block * BLOCK, scale + block * BLOCK);
     }
   }
   result->weight = weight;

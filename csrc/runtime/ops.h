@@ -238,6 +238,17 @@ enum class PoolKind { max, mean };
 OpPtr make_window_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, PoolKind kind,
                        std::vector<PoolSpan> rows, std::vector<PoolSpan> columns);
 
+// A convolution and a pool of windows over its map of h x w, `rows` rows of the pool at a time.
+struct ConvPoolSpec {
+  const ConvSpec* conv;
+  int h, w;
+  PoolKind kind;
+  std::vector<PoolSpan> pool_rows, pool_columns;
+  int rows;
+};
+OpPtr make_conv_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst,
+                     const ConvPoolSpec& spec);
+
 // dst = act(a + b), or act(a) without b. b may be one pixel, added to all.
 OpPtr make_add(const KernelTable& table, std::string name, const Tensor& a, const Tensor* b, const Tensor& dst,
                const Act& act);
@@ -246,7 +257,7 @@ OpPtr make_add(const KernelTable& table, std::string name, const Tensor& a, cons
 OpPtr make_mul(const KernelTable& table, std::string name, const Tensor& a, const Tensor& b, const Tensor& dst,
                const Act& act);
 
-// Channel i of dst is channel index[i] of the concatenated sources.
+// Channel i of dst is channel index[i] of the concatenated sources, or zero for -1.
 OpPtr make_gather(const KernelTable& table, std::string name, const std::vector<Tensor>& sources, const Tensor& dst,
                   const std::vector<int>& index);
 
@@ -292,6 +303,9 @@ void for_rows(const Tensor& t, Team& team, F f) {
 void clear_padding(float* arena, const Tensor& t, Range blocks, Range y);
 
 void check(bool ok, const std::string& name, const char* what);
+
+// That there is a window of a map of this size for each output.
+bool spans_fit(const std::vector<PoolSpan>& spans, int outputs, int size);
 
 // That the tiles of convolutions have the function.
 void check_act(const std::string& name, const Act& act);

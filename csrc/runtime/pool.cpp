@@ -53,6 +53,8 @@ class WindowPoolOp final : public Op {
   const std::vector<PoolSpan> rows_, columns_;
 };
 
+}  // namespace
+
 bool spans_fit(const std::vector<PoolSpan>& spans, int outputs, int size) {
   if (spans.size() != static_cast<size_t>(outputs)) return false;
   for (const PoolSpan& s : spans) {
@@ -60,8 +62,6 @@ bool spans_fit(const std::vector<PoolSpan>& spans, int outputs, int size) {
   }
   return true;
 }
-
-}  // namespace
 
 OpPtr make_global_avg_pool(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst) {
   check(src.c == dst.c && dst.h == 1 && dst.w == 1 && !src.image && !dst.image, name, "the output must be one pixel");
