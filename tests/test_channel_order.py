@@ -61,14 +61,21 @@ def picture(h: int, w: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((2, h, w, 3)).astype(np.float32)
 
 
+def largest(values: dict[str, np.ndarray]) -> float:
+    """Of all tensors: rounding errors grow with what a result is made of, which may cancel. Wrong channels are off by
+    more than any of them."""
+    return max(float(np.abs(v).max()) for v in values.values())
+
+
 def check(graph: Graph, isa: str, size: tuple[int, int] = (9, 11)) -> Engine:
     """Equal to reference.py, for one and two threads the same bits, and so after the weights were read back."""
     x = picture(*size)
-    expected = reference.execute(graph, x)[graph.output]
+    values = reference.execute(graph, x, keep=True)
+    expected = values[graph.output]
     engine = Engine(graph, isa)
     given = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     found = engine.run(given, threads=1, pixels=False)
-    assert np.abs(found - expected).max() <= 5e-6 * max(np.abs(expected).max(), 1.0)
+    assert np.abs(found - expected).max() <= 1e-5 * largest(values)
     np.testing.assert_array_equal(engine.run(given, threads=2, pixels=False), found)
     back = engine.graph()
     plain = {n.name: n for n in graph.nodes}
@@ -211,7 +218,7 @@ def test_random_graphs(data: st.DataObject) -> None:
     )
     values = reference.execute(engine.graph(), x, keep=True)
     for name, y in found.items():
-        assert np.abs(y - values[name]).max() <= 5e-6 * max(np.abs(values[name]).max(), 1.0)
+        assert np.abs(y - values[name]).max() <= 1e-5 * largest(values)
 
 
 @pytest.mark.parametrize("isa", ISAS)
