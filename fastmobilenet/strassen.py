@@ -110,8 +110,10 @@ def choose_split(source: Shape, oc: int, panels: int, width: int, caches: Caches
         if ic % (BLOCK << levels) or groups == 0 or h * w >> levels < LEAST_PIXELS:
             break
         rows = chunk_rows(h, w, ic, levels, caches)
-        if rows == h and groups > 1:
+        if rows == h:
             groups -= groups % 2  # for two threads; the panels without a partner are shared out by tiles
+        if groups == 0:
+            break  # one piece of work
         saving = expected_saving(ic, oc, width, levels, groups)
         if saving >= LEAST_SAVING and (best is None or saving > best.saving):
             best = Split(levels, groups, rows, saving)

@@ -169,6 +169,7 @@ def test_choice_by_shape() -> None:
     assert levels(512, 512, 1) == 0
     assert levels(512, 32, 14) == 0, "one panel has no partner"
     assert levels(120, 480, 14) == 0, "no whole blocks in a half"
+    assert levels(576, 96, 7) == 0, "one piece of work: a second thread would have nothing to do"
 
 
 def test_chunks_fit_the_cache() -> None:

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "runtime/conv_kernel.h"
+#include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 
 namespace fmn {
@@ -164,6 +165,7 @@ class DenseOp final : public Op {
     g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
     g.n_blocks = blocks.end - blocks.begin;
     g.act = spec_.act;
+    g.fetch_ahead = !streams_faster_alone();
     table_.gemv(g);
   }
 

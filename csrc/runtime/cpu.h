@@ -7,10 +7,12 @@ inline bool always() { return true; }
 
 // x86-64; false elsewhere.
 bool has_avx2();  // and FMA
-bool has_avx512();
+bool has_avx512();  // F, DQ, BW, VL
 // Whether the core does a multiply-add, an addition and the loads of three values of A in a cycle, all of 16 lanes:
 // Zen 4 (of family 19h the only one with AVX-512). Others add where they multiply, or load too little (Zen 5).
-bool adds_beside_multiplies();  // F, DQ, BW, VL
+bool adds_beside_multiplies();
+// Whether its own prefetchers are faster without ours where a stream comes from the third-level cache or memory: Zen 4.
+inline bool streams_faster_alone() { return adds_beside_multiplies(); }
 bool has_avx_vnni();
 bool has_avx512_vnni();
 bool has_avx512_vbmi();  // and VNNI

@@ -88,6 +88,7 @@ struct GemvArgs {
   float* dst;        // [n_blocks * 16]
   ptrdiff_t n_blocks;
   Act act;
+  bool fetch_ahead;  // what is read soon, into the first-level cache
 };
 
 // dst[i] = act(a[i] op b[i]) for n floats, a multiple of 16; any act.

@@ -9,7 +9,9 @@
 //
 // The bias is added by the products of element (1, 1), whose column of A^T is all ones: it then reaches every output.
 //
-// Threads: ranges of tiles; if all tiles are one chunk, the input transforms are shared and panels are dealt out.
+// Threads: ranges of tiles, for which each reads all weights. If all tiles are one chunk, and the weights much more than
+// what the other thread has transformed, the input transforms are shared and panels are dealt out, or ranges of tiles of
+// them where they are not as many for each thread.
 #include "runtime/winograd.h"
 
 #include <algorithm>
@@ -63,7 +65,7 @@ class WinogradOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override { return v_floats() + m_floats() + PATCH + 2 * edge_floats(); }
-  ptrdiff_t shared_floats() const override { return n_tiles_ == chunk_ ? v_floats() : 0; }
+  ptrdiff_t shared_floats() const override { return shares_panels() ? v_floats() : 0; }
   WeightStream first_weights() const override {
     const Panel& first = panels().front();
     return {weights_->panel(first), ptrdiff_t{elements_} * src_.c * first.width()};
@@ -73,12 +75,19 @@ class WinogradOp final : public Op {
   void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
     const auto n_panels = static_cast<ptrdiff_t>(panels().size());
-    if (count > 1 && n_tiles_ == chunk_ && n_panels >= count) {
+    if (count > 1 && n_panels >= count && shares_panels()) {
       const ptrdiff_t bytes = n_tiles_ * elements_ * BLOCK * ptrdiff_t{sizeof(float)};
       team.share(src_.blocks(), grain_of_bytes(bytes), [&](Range mine) {
         for (ptrdiff_t b = mine.begin; b < mine.end; ++b) read(frame, frame.shared, b, {0, n_tiles_});
       });
-      team.share(n_panels, 1, [&](Range mine) { multiply_and_write(frame, frame.shared, {0, n_tiles_}, mine, true); });
+      const ptrdiff_t pieces = n_panels % count == 0 ? 1 : std::min<ptrdiff_t>(count, (n_tiles_ + mr_ - 1) / mr_);
+      team.share(n_panels * pieces, 1, [&](Range mine) {
+        for (ptrdiff_t i = mine.begin; i < mine.end; ++i) {
+          const Range tiles = split(n_tiles_, static_cast<int>(pieces), static_cast<int>(i % pieces));
+          const ptrdiff_t p = i / pieces;
+          multiply_and_write(frame, frame.shared + tiles.begin * BLOCK, tiles, {p, p + 1}, true);
+        }
+      });
       return;
     }
     const ptrdiff_t own_end = split(n_tiles_, count, team.index()).end;
@@ -105,6 +114,7 @@ class WinogradOp final : public Op {
 
   const std::vector<Panel>& panels() const { return weights_->plain->panels; }
   ptrdiff_t v_floats() const { return v_stride_ * elements_; }
+  bool shares_panels() const { return n_tiles_ == chunk_ && weights_->floats() > 4 * v_floats(); }
   ptrdiff_t m_floats() const { return m_stride_ * elements_; }
   ptrdiff_t edge_floats() const { return ptrdiff_t{columns_} * OUT * BLOCK; }
 
