@@ -27,10 +27,11 @@ class ConvOp final : public Op {
     panels_outside_ = weight_floats > L2_FLOATS / 2 || small_;
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
     // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
-    share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats();
     // As in conv_u8.cpp: a thread that makes whole panels of a map that grows finds them again in the depthwise
-    // convolution behind it, which goes by blocks.
-    if (kernel_.needs_sums() && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2) share_panels_ = true;
+    // convolution behind it, if that goes by blocks.
+    const bool by_blocks = kernel_.needs_sums() || dst.h < LEAST_ROWS_TO_SHARE;
+    const bool widens = by_blocks && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
+    share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats() || widens;
   }
 
   void run(const Frame& frame, Team& team) const override {

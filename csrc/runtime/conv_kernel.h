@@ -13,6 +13,9 @@ namespace fmn {
 
 constexpr ptrdiff_t L2_FLOATS = (ptrdiff_t{1} << 20) / ptrdiff_t{sizeof(float)};  // of small cores today
 
+// Depthwise convolutions of so many rows are shared by rows, others by blocks of channels.
+constexpr int LEAST_ROWS_TO_SHARE = 28;
+
 class ConvKernel {
  public:
   // The part of the window that lies inside of the map, for one output row.

@@ -163,7 +163,7 @@ class StripOp final : public Op {
   // Whether the rows that threads compute twice are few enough.
   bool by_rows(int count) const {
     const int twice = expand_ ? (dw_.weights->kh - 1) * window_.dilation_h + 1 - window_.stride_h : 0;
-    if (twice == 0) return oh_ >= 4 * count && oh_ >= 28;
+    if (twice == 0) return oh_ >= 4 * count && oh_ >= LEAST_ROWS_TO_SHARE;
     return oh_ >= 4 * count && twice * (count - 1) * 7 <= mid_.h;
   }
 
