@@ -70,8 +70,9 @@ const Tensor* optional_tensor(const Program& p, int id) { return id < 0 ? nullpt
 // mid: (h, w, pad_left, pad_right) of what the depthwise convolution reads; expand and project may be null. oh and ow
 // of the depthwise output are those of dst.
 void append_strip(Program& p, const std::string& name, int src, int dst, int add, std::array<int, 4> mid,
-                  const ConvSpec* expand, const ConvSpec& depthwise, const ConvSpec* project, int rows) {
-  StripSpec spec{{}, p.tensor(dst).h, p.tensor(dst).w, expand, depthwise, project, rows};
+                  const ConvSpec* expand, const ConvSpec& depthwise, const ConvSpec* project, int rows,
+                  bool adds_expanded) {
+  StripSpec spec{{}, p.tensor(dst).h, p.tensor(dst).w, expand, depthwise, project, rows, adds_expanded};
   spec.mid.c = depthwise.weights->oc;
   spec.mid.h = mid[0];
   spec.mid.w = mid[1];
@@ -314,7 +315,8 @@ PYBIND11_MODULE(_native, m) {
           py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("weights"), py::arg("act"),
           py::arg("rows"))
       .def("strip", &append_strip, py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("mid"),
-           py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"))
+           py::arg("expand").none(true), py::arg("depthwise"), py::arg("project").none(true), py::arg("rows"),
+           py::arg("adds_expanded"))
       .def(
           "global_avg_pool",
           [](Program& p, const std::string& name, int src, int dst) {

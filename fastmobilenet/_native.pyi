@@ -120,6 +120,7 @@ class Program:
         depthwise: ConvSpec,
         project: ConvSpec | None,
         rows: int,
+        adds_expanded: bool,
     ) -> None: ...
     def global_avg_pool(self, name: str, src: int, dst: int) -> None: ...
     def window_pool(

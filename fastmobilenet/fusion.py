@@ -73,16 +73,20 @@ def plan_steps(
         if node.op != "conv2d" or not is_depthwise(node) or "quant" in node.attrs:
             continue
         before = graph[node.inputs[0]]
-        expand = before if _can_expand(before) and only_reader(before) is node else None
         after = only_reader(node)
         project = after if after is not None and _is_pointwise(after) and after.inputs[0] == node.name else None
-        if expand is not None and expand.name in taken:
-            expand = None
         if project is not None and project.name in scattered:
             project = None
         if project is not None and feeds_depthwise(project):
             project = None  # MobileNetV1: it belongs to the next depthwise convolution
+        expand = before if _can_expand(before) and before.name not in taken else None
+        # The first block of MobileNetV3-Large adds what its depthwise convolution reads.
+        adds_it = project is not None and project.inputs[1:] == (before.name,)
+        if before.name == graph.output or len(readers[before.name]) != 1 + adds_it:
+            expand = None
         step = choose(expand, node, project, shapes, caches)
+        if adds_it and step.project is None:
+            step = make(None, node, None, 1)
         if len(step.nodes) > 1 and _better_alone(step, shapes, caches, splits or {}):
             step = make(None, node, None, 1)
         taken.update(n.name for n in step.nodes)
@@ -135,15 +139,16 @@ def choose(
       below from strips: the expanded map, which is written and read most per multiplication, stays in the
       cache. It loses if its weights leave the cache from strip to strip.
     - A map so small that it is one strip gains from the first two convolutions only (3 %).
-    - Without a projection (MobileNetV1, where every 1x1 convolution feeds a depthwise one) two layers gain 2 to
-      7 % while the map between them is larger than the cache, and nothing after.
+    - Without a projection (MobileNetV1, where every 1x1 convolution feeds a depthwise one, and blocks with
+      squeeze-excite) two layers gain 2 to 7 % while the map between them leaves no room in the cache for the others,
+      and nothing after.
     - A depthwise and a 1x1 convolution without one before them gain nothing.
     """
     if expand is not None:
         rows = strip_rows(depthwise, shapes, caches)
         _, h, w, c = shapes[expand.name]
         if project is None:
-            if h * w * c * FLOAT >= caches.l2:
+            if h * w * c * FLOAT >= caches.l2 * 3 // 4:
                 return make(expand, depthwise, None, rows)
         elif rows >= shapes[depthwise.name][1]:
             if _weight_bytes(expand) <= caches.l2 * 3 // 4:

@@ -333,16 +333,19 @@ class Engine:
         _, h, w, _ = shapes[step.depthwise.inputs[0]]
         layout = layouts[step.depthwise.inputs[0]]
         project = step.project
+        add = project.inputs[1] if project is not None and len(project.inputs) > 1 else None
+        adds_expanded = add is not None and step.expand is not None and add == step.expand.name
         program.strip(
             step.name,
             _source(program, step.nodes[0], wiring, ids),
             ids[step.output],
-            ids[project.inputs[1]] if project is not None and len(project.inputs) > 1 else -1,
+            -1 if add is None or adds_expanded else ids[add],
             (h, w, layout.pad_left, layout.pad_right),
             specs[step.expand.name] if step.expand is not None else None,
             specs[step.depthwise.name],
             specs[project.name] if project is not None else None,
             step.rows,
+            adds_expanded,
         )
 
     def _winograd_weights(self, node: Node) -> _native.WinogradWeights:

@@ -53,9 +53,9 @@
   namespace {                                                                \
   const GemmEntry gemm_entries[] = {FMN_GEMM_TILES};                         \
   const DwEntry dw_entries[] = {{3, 1, dw<3, 1, FMN_DW_ROWS>},               \
-                                {3, 2, dw<3, 2, 1>},                         \
+                                {3, 2, dw<3, 2, FMN_DW_ROWS>},               \
                                 {5, 1, dw<5, 1, FMN_DW_ROWS>},               \
-                                {5, 2, dw<5, 2, 1>},                         \
+                                {5, 2, dw<5, 2, FMN_DW_ROWS>},               \
                                 {0, 0, dw_any}};                             \
   }                                                                          \
   extern const KernelTable table;                                            \

@@ -222,8 +222,9 @@ struct StripSpec {
   int oh, ow;              // of the depthwise output
   const ConvSpec* expand;  // or null
   ConvSpec depthwise;
-  const ConvSpec* project;  // or null
-  int rows;                 // of the output that are made at a time
+  const ConvSpec* project;     // or null
+  int rows;                    // of the output that are made at a time
+  bool adds_expanded = false;  // the last convolution adds what the first one has made
 };
 
 // `add` (or null) is added by the last convolution.

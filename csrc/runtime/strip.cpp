@@ -37,6 +37,7 @@ class StripOp final : public Op {
         mid_(spec.mid),
         dw_(spec.depthwise),
         window_(spec.depthwise.window),
+        adds_expanded_(spec.adds_expanded),
         oh_(spec.oh),
         ow_(spec.ow),
         zeros_(static_cast<size_t>(spec.mid.pitch()) * sizeof(float)) {
@@ -63,7 +64,7 @@ class StripOp final : public Op {
       project_.emplace(table, name, strip_, dst.c, *spec.project);
       project_whole_.emplace(table, name, whole_, dst.c, *spec.project);
       const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
-      flat_ = dense(dst) && (add == nullptr || dense(*add));
+      flat_ = dense(dst) && (add == nullptr || dense(*add)) && !adds_expanded_;
     }
     rows_at_a_time_ = std::min(rows_, 8);
     dense_source_ = expand_ && !src.image && src.pad_left + src.pad_right == 0 && src.h == mid_.h && src.w == mid_.w &&
@@ -98,7 +99,7 @@ class StripOp final : public Op {
 
   void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
-    if (count == 1 || by_rows(count)) {
+    if (count == 1 || by_rows(count) || adds_expanded_) {  // what is added is in the ring of this thread only
       const Target target{frame.scratch, &strip_, project_ ? &*project_ : nullptr};
       const int each = count == 1 ? 1 : (oh_ + count * rows_at_a_time_ - 1) / (count * rows_at_a_time_);  // strips
       Ring ring;
@@ -301,9 +302,11 @@ class StripOp final : public Op {
       if (!flat_ && tiles.begin == 0) {
         clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
       }
+      const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr;
+      if (adds_expanded_) add = frame.scratch + ring_.at(0, (y0 + y) % ring_.h, 0);
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
-                  has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr, add_.block_stride(), width,
-                  static_cast<int>(per_row), frame.scratch + sums_at() + row * width},
+                  add, (adds_expanded_ ? ring_ : add_).block_stride(), width, static_cast<int>(per_row),
+                  frame.scratch + sums_at() + row * width},
                  tiles, kernel.rows(0), panel, ahead);
     }
   }
@@ -313,6 +316,7 @@ class StripOp final : public Op {
   const Tensor src_, dst_, mid_;
   const ConvSpec dw_;
   const Window window_;
+  const bool adds_expanded_;
   const int oh_, ow_;
   const Region zeros_;
   std::optional<ConvKernel> expand_, project_, project_whole_;
@@ -358,6 +362,11 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
           "the tensor to add has another shape");
   } else {
     check(dst.c == mid.c && add == nullptr, name, "the output has another shape");
+  }
+  if (spec.adds_expanded) {
+    check(spec.expand && spec.project && add == nullptr, name, "what is added must be made by the first convolution");
+    check(mid.c == dst.c && mid.h == dst.h && mid.w == dst.w && window.pad_top < w.kh, name,
+          "what is added has another shape");
   }
   const bool square = w.kh == w.kw && window.stride_h == window.stride_w && window.dilation_h * window.dilation_w == 1;
   DwFn fn = square ? find_dw(table, w.kh, window.stride_h) : nullptr;

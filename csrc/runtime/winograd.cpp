@@ -9,9 +9,9 @@
 //
 // The bias is added by the products of element (1, 1), whose column of A^T is all ones: it then reaches every output.
 //
-// Threads: ranges of tiles, for which each reads all weights. If all tiles are one chunk, and the weights much more than
-// what the other thread has transformed, the input transforms are shared and panels are dealt out, or ranges of tiles of
-// them where they are not as many for each thread.
+// Threads: ranges of tiles, for which each reads all weights. If all tiles are one chunk, and the weights much more
+// than what the other thread has transformed, the input transforms are shared and panels are dealt out, or ranges of
+// tiles of them where they are not as many for each thread.
 #include "runtime/winograd.h"
 
 #include <algorithm>
