@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastmobilenet import _native
-from fastmobilenet.graph import RELU, Activation, Graph, GraphBuilder
+from fastmobilenet.graph import RELU, RELU6, Activation, Graph, GraphBuilder
 from fastmobilenet.lower import Engine
 from tests.test_lower import assert_equal_to_reference, conv, picture
 
@@ -56,3 +56,20 @@ def test_same_bits_for_every_thread_count(isa: str) -> None:
     expected = engine.run(x, threads=1, pixels=False)
     for threads in (2, 3, 7, 40):
         assert np.array_equal(engine.run(x, threads=threads, pixels=False), expected)
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="inner products are of avx512 only")
+def test_inner_products_of_strips_have_the_same_bits_for_every_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMOBILENET_INNER", "1")
+    b = GraphBuilder()
+    x = conv(b, b.add("input"), 3, 32, 3, 2, activation=RELU6)
+    y = conv(b, x, 32, 192, activation=RELU6)
+    y = conv(b, y, 192, 192, 3, groups=192, activation=RELU6)
+    x = b.add("add", x, conv(b, y, 192, 32))
+    graph = b.build(conv(b, x, 32, 8, 3), input_layout="NHWC")  # layers that make scores are computed plainly
+    engine = Engine(graph, "avx512")
+    pixels = picture(28, 28)
+    assert any("inner+dw" in kernel and kernel.count("inner") == 2 for _, kernel in engine.program(28, 28).steps)
+    expected = engine.run(pixels, threads=1, pixels=False)
+    for threads in (2, 3, 4, 7, 40):  # by rows, and by channels
+        assert np.array_equal(engine.run(pixels, threads=threads, pixels=False), expected)

@@ -6,7 +6,7 @@ namespace fmn {
 inline bool always() { return true; }
 
 // x86-64; false elsewhere.
-bool has_avx2();  // and FMA
+bool has_avx2();    // and FMA
 bool has_avx512();  // F, DQ, BW, VL
 // Whether the core does a multiply-add, an addition and the loads of three values of A in a cycle, all of 16 lanes:
 // Zen 4 (of family 19h the only one with AVX-512). Others add where they multiply, or load too little (Zen 5).
