@@ -4,9 +4,9 @@
 //
 // for cores whose adders are apart from their multipliers: a pair takes one multiply-add and two additions instead of
 // two multiply-adds. What is subtracted depends on the pixel alone (inner_pixels) or on the output channel alone
-// (InnerArgs::init), and is what the sum begins with:
+// (InnerArgs::init, with the bias), and is what the sum begins with:
 //
-//   c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + bias[o] + add[i][o])
+//   c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + add[i][o])
 //
 // where b, and so init, is the layer's weights divided by scale, so that a and b are of like size: the rounding errors
 // are those of a0 a1 and b0 b1 too. Behind most functions the mean of a is not zero, and what is subtracted for a pixel
@@ -17,13 +17,14 @@
 // for which the weights are stored negative.
 //
 // Of a block of 16 channels five pairs are added and six channels multiplied as ever: 5 + 6 multiply-adds and 10
-// additions, which Zen 4 does in 11 cycles (AVX-512, 164 of 118 GFLOP/s measured in a loop). Each takes A from memory:
-// a broadcast of its own would be a shuffle, in the way of either. A last block that is not whole has a pair for every
-// three channels too. Where the last output channels fill no more than half a block, they are a panel of their own with
-// vectors of 8 floats, of which Zen 4 does two operations in the time of one.
+// additions, which Zen 4 does in 11 cycles (AVX-512; a vector of 96 channels takes 67 instead of 96). Each takes A from
+// memory: a broadcast of its own would be a shuffle, in the way of either. A last block that is not whole has a pair
+// for every three channels too. Where the last output channels fill no more than half a block, they are a panel of
+// their own with vectors of 8 floats, of which Zen 4 does two operations in the time of one.
 //
 // Register budget of 10x32: 20 accumulators + 4 B of a pair + 2 B of a channel + 2 sums = 28 of 32. Each output is
-// computed in the same order whatever the tile.
+// computed in the same order whatever the tile. (In halves, as in overlapped.h, short sums of weights that lie in the
+// first-level cache take 0.9 of the time, whole networks 1.02.)
 #pragma once
 
 #include "kernels/activation.h"
@@ -106,39 +107,42 @@ void gemm_inner(const InnerArgs& g) {
     }
     const float* const first = g.a + tile * MR * BLOCK;
     const float* b = g.b;
-    for (const Segment* s = g.segs; s != end; b += s->len * NV * L, ++s) {
-      const float* const a = first + s->offset;
-      if (s->len != BLOCK) {
-        const int k = static_cast<int>(s->len), pairs = inner_pairs(k);
-        for (int i = 0; i < k; ++i) prefetch(soon + i * 64);
-        soon += k * 64;
-        for (int p = 0; p < pairs; p += 2) {
-          inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
-          if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
+    for (const Segment* s = g.segs;;) {
+      for (; s != end && s->len == BLOCK; ++s, b += BLOCK * NV * L) {
+        const float* const a = first + s->offset;
+#pragma GCC unroll 16
+        for (int i = 0; i < BLOCK; ++i) prefetch(soon + i * 64);
+        soon += BLOCK * 64;
+        if (later != nullptr) {
+#pragma GCC unroll 16
+          for (int i = 0; i < BLOCK; ++i) prefetch(later + i * 64);
+          later += BLOCK * 64;
         }
-        for (int i = 3 * pairs; i < k; ++i) inner_single(acc, a, b, i);
-        continue;
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < BLOCK; ++i) prefetch(soon + i * 64);
-      soon += BLOCK * 64;
-      if (later != nullptr) {
-#pragma GCC unroll 16
-        for (int i = 0; i < BLOCK; ++i) prefetch(later + i * 64);
-        later += BLOCK * 64;
-      }
-      // The channels that are multiplied are shared out between the pairs.
+        // The channels that are multiplied are shared out between the pairs.
 #pragma GCC unroll 8
-      for (int p = 0; p < PAIRS; ++p) {
-        const int begin = 2 * PAIRS + SINGLE * p / PAIRS, end = 2 * PAIRS + SINGLE * (p + 1) / PAIRS;
-        if (p % 2 == 0) {
-          inner_pair<1>(acc, a, b, 2 * p, begin);
-        } else {
-          inner_pair<-1>(acc, a, b, 2 * p, begin);
-        }
+        for (int p = 0; p < PAIRS; ++p) {
+          const int begin = 2 * PAIRS + SINGLE * p / PAIRS, end = 2 * PAIRS + SINGLE * (p + 1) / PAIRS;
+          if (p % 2 == 0) {
+            inner_pair<1>(acc, a, b, 2 * p, begin);
+          } else {
+            inner_pair<-1>(acc, a, b, 2 * p, begin);
+          }
 #pragma GCC unroll 4
-        for (int k = begin + 1; k < end; ++k) inner_single(acc, a, b, k);
+          for (int k = begin + 1; k < end; ++k) inner_single(acc, a, b, k);
+        }
       }
+      if (s == end) break;
+      const float* const a = first + s->offset;
+      const int k = static_cast<int>(s->len), pairs = inner_pairs(k);
+      for (int i = 0; i < k; ++i) prefetch(soon + i * 64);
+      soon += k * 64;
+      for (int p = 0; p < pairs; p += 2) {
+        inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
+        if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
+      }
+      for (int i = 3 * pairs; i < k; ++i) inner_single(acc, a, b, i);
+      b += s->len * NV * L;
+      ++s;
     }
     const ptrdiff_t at = tile * MR * BLOCK;
     float* const c = next;
@@ -147,20 +151,19 @@ void gemm_inner(const InnerArgs& g) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
       const ptrdiff_t of_vector = (j % VB) * L;
-      V scale, bias;
+      V scale;
       load_to(scale, g.scale + j * L);
-      load_to(bias, g.bias + j * L);
       if (g.add != nullptr) {
         const float* const add = g.add + at + (j / VB) * g.add_stride + of_vector;
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) {
           V other;
           load_to(other, add + i * BLOCK);
-          acc[i][j] = fma(acc[i][j], scale, plus(bias, other));
+          acc[i][j] = fma(acc[i][j], scale, other);  // the product is exact
         }
       } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) acc[i][j] = fma(acc[i][j], scale, bias);
+        for (int i = 0; i < MR; ++i) acc[i][j] = times(acc[i][j], scale);
       }
       float* const to = c + (j / VB) * g.c_stride + of_vector;
       if (swish) {
@@ -183,16 +186,32 @@ void gemm_inner(const InnerArgs& g) {
   }
 }
 
+// Of N pixels. Their sums are independent of each other, so that none waits for its last one.
+template <int N>
+inline __attribute__((always_inline)) void sums_of_pixels(const InnerPixelsArgs& g, const float* a, float* dst) {
+  Vec sum[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) sum[i] = zero();
+  for (const Segment* s = g.segs; s != g.segs + g.n_segs; ++s) {
+    if (s->len == BLOCK) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum[i] = minus_pairs<inner_pairs(BLOCK)>(sum[i], load(a + s->offset + i * BLOCK));
+    } else {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        sum[i] = minus_pairs(sum[i], load(a + s->offset + i * BLOCK), inner_pairs(static_cast<int>(s->len)));
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) dst[i] = sum_of_lanes(sum[i]);
+}
+
 // dst[i] = -sum a0 a1 over the pairs of gemm_inner, those of the other sign added.
 void inner_pixels(const InnerPixelsArgs& g) {
-  for (ptrdiff_t i = 0; i < g.pixels; ++i) {
-    const float* a = g.a + i * BLOCK;
-    Vec sum = zero();
-    for (const Segment* s = g.segs; s != g.segs + g.n_segs; ++s) {
-      sum = minus_pairs(sum, load(a + s->offset), inner_pairs(static_cast<int>(s->len)));
-    }
-    g.dst[i] = sum_of_lanes(sum);
-  }
+  ptrdiff_t i = 0;
+  for (; i + 4 <= g.pixels; i += 4) sums_of_pixels<4>(g, g.a + i * BLOCK, g.dst + i);
+  for (; i < g.pixels; ++i) sums_of_pixels<1>(g, g.a + i * BLOCK, g.dst + i);
 }
 
 }  // namespace

@@ -90,6 +90,12 @@ inline Vec minus_pairs(Vec sum, Vec v, int pairs) {
   sum = _mm512_mask3_fnmadd_ps(v, partner, sum, static_cast<__mmask16>(0x1111 & mine));
   return _mm512_mask3_fmadd_ps(v, partner, sum, static_cast<__mmask16>(0x4444 & mine));
 }
+template <int PAIRS>
+inline Vec minus_pairs(Vec sum, Vec v) {  // the same bits
+  constexpr auto mine = static_cast<__mmask16>(0x5555 & ((1 << 2 * PAIRS) - 1));
+  const Vec signs = _mm512_castsi512_ps(_mm512_maskz_set1_epi32(0x4444, INT32_MIN));
+  return _mm512_fnmadd_ps(v, _mm512_xor_ps(_mm512_maskz_movehdup_ps(mine, v), signs), sum);
+}
 inline float sum_of_lanes(Vec v) { return _mm512_reduce_add_ps(v); }
 // Two vectors of 8 floats as one, for the half blocks of two pixels.
 inline Vec load_twice(const float* p) {
@@ -122,6 +128,7 @@ inline void set_to(Vec& v, float x) { v = set1(x); }
 inline void set_to(HalfVec& v, float x) { v = _mm256_set1_ps(x); }
 inline void store(float* p, HalfVec v) { _mm256_storeu_ps(p, v); }
 inline HalfVec plus(HalfVec a, HalfVec b) { return _mm256_add_ps(a, b); }
+inline HalfVec times(HalfVec a, HalfVec b) { return _mm256_mul_ps(a, b); }
 inline HalfVec fma(HalfVec a, HalfVec b, HalfVec c) { return _mm256_fmadd_ps(a, b, c); }
 inline HalfVec clamp(HalfVec x, HalfVec lo, HalfVec hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, x)); }
 

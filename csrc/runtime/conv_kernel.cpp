@@ -170,7 +170,6 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
   g.b = weights_of(panel);
   g.init = spec_.inner->init + lane;
   g.scale = spec_.inner->scale + lane;
-  g.bias = w.bias + lane;
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;

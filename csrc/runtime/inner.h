@@ -12,7 +12,7 @@ namespace fmn {
 struct InnerWeights {
   std::shared_ptr<const PackedWeights> plain;
   const float* weight = nullptr;  // panels of [k][width]: the layer's weights / scale, some negated
-  const float* init = nullptr;    // [blocks * 16]: what a pixel of zeros begins with
+  const float* init = nullptr;    // [blocks * 16]: what a pixel of zeros begins with, the bias / scale in it
   const float* scale = nullptr;   // [blocks * 16], powers of two
   std::vector<Panel> panels;      // of 2 blocks, 1 or the half of one
   std::vector<int> pieces;        // input channels that lie together, within a block: pairs are made of those

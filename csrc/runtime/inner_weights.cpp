@@ -46,12 +46,17 @@ struct Columns {
   }
 };
 
-// The weights of one block, divided by scale[16], to `to`; init[16] is made of the result.
-void scale_block(const Columns& from, float* to, ptrdiff_t stride, const std::vector<int>& pieces, double size,
-                 float* init, float* scale) {
+constexpr float MOST_BIAS = 1e30f;  // divided by its scale: far from infinity
+
+// The weights of one block, divided by scale[16], to `to`; init[16] is made of the result and of bias[16].
+void scale_block(const Columns& from, const float* bias, float* to, ptrdiff_t stride, const std::vector<int>& pieces,
+                 double size, float* init, float* scale) {
   const int ic = std::accumulate(pieces.begin(), pieces.end(), 0);
-  const std::array<float, BLOCK> factor = from.factors(ic, size);
+  std::array<float, BLOCK> factor = from.factors(ic, size);
   const float* const f = factor.data();
+  for (int o = 0; o < BLOCK; ++o) {
+    if (!(std::abs(bias[o] * f[o]) < MOST_BIAS)) factor[static_cast<size_t>(o)] = 1;
+  }
   double products[BLOCK] = {};
   float v[2][BLOCK];
   const auto write = [&](ptrdiff_t k, const float(&values)[BLOCK]) {
@@ -81,7 +86,7 @@ void scale_block(const Columns& from, float* to, ptrdiff_t stride, const std::ve
     begin = end;
   }
   for (int o = 0; o < BLOCK; ++o) {
-    init[o] = static_cast<float>(-products[o]);
+    init[o] = static_cast<float>(double{bias[o]} * f[o] - products[o]);
     scale[o] = 1 / f[o];
   }
 }
@@ -130,8 +135,8 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
       const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
       const int lane = (block - to.block) * BLOCK;
       const int lanes = std::min({from.width() - b * BLOCK, to.width() - lane, BLOCK});
-      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, weight + to.offset + lane, to.width(),
-                  result->pieces, size, init + block * BLOCK, scale + block * BLOCK);
+      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, w.bias + block * BLOCK, weight + to.offset + lane,
+                  to.width(), result->pieces, size, init + block * BLOCK, scale + block * BLOCK);
     }
   }
   result->weight = weight;

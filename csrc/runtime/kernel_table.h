@@ -168,17 +168,17 @@ struct StrassenLastArgs {
 // Of so many channels of a block, the pairs that kernels/inner.h adds: channels 0 and 1, 2 and 3 ...
 constexpr int inner_pairs(int channels) { return channels / 3; }
 
-// c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + bias[o] + add[i][o]): see kernels/inner.h. Of a map without
+// c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + add[i][o]): see kernels/inner.h. Of a map without
 // padding; nb blocks of o (or the half of one) and mr pixels, `tiles` times.
 struct InnerArgs {
   ptrdiff_t tiles;
   const float* a;       // pixel i at a + i * 16
   const Segment* segs;  // [n_segs], each within a block: pairs are those of a segment
   ptrdiff_t n_segs;
-  const float* b;                    // [k][nb * 16]
-  const float* pixels;               // what inner_pixels makes
-  const float *init, *scale, *bias;  // [nb * 16]
-  float* c;                          // as in GemmArgs
+  const float* b;             // [k][nb * 16]
+  const float* pixels;        // what inner_pixels makes
+  const float *init, *scale;  // [nb * 16]; the bias is in init
+  float* c;                   // as in GemmArgs
   ptrdiff_t c_stride;
   const float* add;
   ptrdiff_t add_stride;
