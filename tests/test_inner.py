@@ -205,6 +205,15 @@ NETWORKS = {
 }  # fmt: skip
 
 
+def test_detectors_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their layers behind hard swish are computed plainly, also in a part of the network."""
+    monkeypatch.setenv("FASTMOBILENET_INNER", "1")
+    whole = Engine(models.build("ssdlite320_mobilenet_v3_large"), ISA or None)
+    part = Engine(whole.skeleton.replace(output="block_12/project"), base=whole)
+    assert not any("inner" in kernel for _, kernel in part.program(320, 320).steps)
+    assert not any("inner" in kernel for name, kernel in whole.program(320, 320).steps if name.startswith("block_"))
+
+
 @pytest.mark.parametrize("name, least", NETWORKS.items())
 def test_networks(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = models.build(name)
