@@ -185,7 +185,7 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
     const char* soon = ahead.take(w.ic * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
-    g.prefetch_later = ahead.far->take(w.ic * tiles);
+    g.prefetch_later = ahead.far->take(w.ic * g.tiles);
     inner_.gemm[(mr - 1) * 3 + (panel.half ? 0 : panel.nb)].run(g);
   });
 }
