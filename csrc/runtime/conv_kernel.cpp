@@ -135,8 +135,16 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
   g.segs = segments.list.data() + ptrdiff_t{rows.begin} * segments.per_row;
   g.n_segs = ptrdiff_t{rows.end - rows.begin} * segments.per_row;
   const ptrdiff_t k = spec_.weights->k(panel);
-  g.b = spec_.weights->panel(panel) + k / spec_.weights->kh * rows.begin * panel.width();
+  g.b = weights_of(panel) + k / spec_.weights->kh * rows.begin * panel.width();
   g.bias = spec_.weights->bias + panel.block * BLOCK;
+  run_tiles(g, pixels, part, panel, ahead, [&](ptrdiff_t, int mr) { fns_[fn_index(panel, mr)](g); });
+}
+
+// What the two kinds of kernels have in common: where the tiles of each width lie, and what they fetch. run(pixel, mr).
+template <class Args, class Run>
+void ConvKernel::run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead,
+                           Run&& run) const {
+  const ptrdiff_t k = spec_.weights->k(panel);
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
@@ -152,7 +160,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
     const char* soon = ahead.take(k * g.tiles);
     g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
     g.prefetch_later = ahead.far->take(k * g.tiles);
-    fns_[fn_index(panel, mr)](g);
+    run(x, mr);
   });
 }
 
@@ -162,7 +170,6 @@ void ConvKernel::make_sums(const float* a, ptrdiff_t pixels, float* sums) const 
 }
 
 void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
-  const PackedWeights& w = *spec_.weights;
   const ptrdiff_t lane = ptrdiff_t{panel.block} * BLOCK;
   InnerArgs g;
   g.segs = segments_.front().list.data();
@@ -170,22 +177,8 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
   g.b = weights_of(panel);
   g.init = spec_.inner->init + lane;
   g.scale = spec_.inner->scale + lane;
-  g.c_stride = pixels.c_stride;
-  g.add_stride = pixels.add_stride;
-  g.act = spec_.act;
-  if (pixels.rows > 1) {
-    g.row_tiles = pixels.tiles;
-    g.row_gap = pixels.c_pitch - ptrdiff_t{pixels.count} * BLOCK;
-  }
-  by_width(pixels.count, pixels.tiles, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
-    g.tiles = tiles * pixels.rows;
-    g.a = pixels.a + x * BLOCK;
+  run_tiles(g, pixels, part, panel, ahead, [&](ptrdiff_t x, int mr) {
     g.pixels = pixels.sums + x;
-    g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
-    g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
-    const char* soon = ahead.take(w.ic * g.tiles);
-    g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
-    g.prefetch_later = ahead.far->take(w.ic * g.tiles);
     inner_.gemm[(mr - 1) * 3 + (panel.half ? 0 : panel.nb)].run(g);
   });
 }

@@ -134,6 +134,8 @@ class ConvKernel {
 
  private:
   void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
+  template <class Args, class Run>
+  void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;
   const float* weights_of(const Panel& panel) const {
     return spec_.inner ? spec_.inner->weight + panel.offset : spec_.weights->panel(panel);
   }
