@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "runtime/amx.h"
 #include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 #include "runtime/inner.h"
@@ -120,7 +121,7 @@ py::list kernels(const std::string& isa) {
   for (int i = 0; i < table.n_gemm; ++i) {
     const GemmEntry& e = table.gemm[i];
     list.append(py::dict(py::arg("op") = "gemm_f32", py::arg("mr") = e.mr, py::arg("nb") = e.nb,
-                         py::arg("half") = e.half, py::arg("xs") = e.xs));
+                         py::arg("half") = e.half, py::arg("xs") = e.xs, py::arg("halves") = e.halves));
   }
   for (int i = 0; i < table.n_dw; ++i) {
     list.append(
@@ -130,12 +131,12 @@ py::list kernels(const std::string& isa) {
 }
 
 // Flat float32 buffers; a_at is the index of the first pixel's segment origin in a.
-void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool half, int xs, int run_time_xs,
+void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool half, int xs, bool halves, int run_time_xs,
                const FloatArray& a, ptrdiff_t a_at, const std::vector<std::pair<ptrdiff_t, ptrdiff_t>>& segments,
                const FloatArray& b, const FloatArray& bias, FloatArray& c, ptrdiff_t c_stride,
                const std::optional<FloatArray>& add, ptrdiff_t add_stride, const Act& act) {
-  const GemmFn fn = find_gemm(kernel_table(isa), mr, nb, half, xs);
-  if (fn == nullptr) throw std::invalid_argument("no such kernel");
+  const GemmEntry* entry = find_gemm(kernel_table(isa), mr, nb, half, xs, halves);
+  if (entry == nullptr) throw std::invalid_argument("no such kernel");
   std::vector<Segment> segs;
   for (const auto& [offset, len] : segments) segs.push_back({offset, len});
   GemmArgs g;
@@ -153,7 +154,7 @@ void test_gemm(const std::string& isa, ptrdiff_t tiles, int mr, int nb, bool hal
   g.act = act;
   g.prefetch = reinterpret_cast<const char*>(g.b);
   g.prefetch_later = nullptr;
-  fn(g);
+  entry->run(g);
 }
 
 // rows: indices into src of the rows' first pixels.
@@ -238,11 +239,12 @@ PYBIND11_MODULE(_native, m) {
                                 py::arg("beta"));
   py::class_<ConvSpec>(m, "ConvSpec")
       .def(py::init([](const std::shared_ptr<PackedWeights>& weights, Pair stride, Pair dilation, Pair pad,
-                       const Act& act, const std::shared_ptr<InnerWeights>& inner) {
-             return ConvSpec{weights, window(stride, dilation, pad), act, inner};
+                       const Act& act, const std::shared_ptr<InnerWeights>& inner,
+                       const std::shared_ptr<AmxWeights>& amx) {
+             return ConvSpec{weights, window(stride, dilation, pad), act, inner, amx};
            }),
            py::arg("weights"), py::arg("stride"), py::arg("dilation"), py::arg("pad"), py::arg("act"),
-           py::arg("inner").none(true));
+           py::arg("inner").none(true), py::arg("amx").none(true));
   py::class_<WinogradWeights, std::shared_ptr<WinogradWeights>>(m, "WinogradWeights")
       .def(py::init([](const std::shared_ptr<PackedWeights>& plain, int stride) {
              return std::const_pointer_cast<WinogradWeights>(winograd_weights(plain, stride));
@@ -261,6 +263,14 @@ PYBIND11_MODULE(_native, m) {
              return std::const_pointer_cast<InnerWeights>(inner_weights(weights, size, pieces));
            }),
            py::arg("weights"), py::arg("size"), py::arg("pieces") = std::vector<int>());
+  py::class_<AmxWeights, std::shared_ptr<AmxWeights>>(m, "AmxWeights")
+      .def(py::init([](const std::shared_ptr<PackedWeights>& weights, const std::vector<int>& pieces) {
+             return std::const_pointer_cast<AmxWeights>(amx_weights(weights, pieces));
+           }),
+           py::arg("weights"), py::arg("pieces") = std::vector<int>());
+  m.def(
+      "has_amx", [](const std::string& isa) { return kernel_table(isa).isa == std::string("avx512") && amx_kernels(); },
+      py::arg("isa"), "Whether 1x1 convolutions of the ISA may be computed by AMX: AVX-512 on a CPU that has tiles.");
   m.def(
       "has_inner", [](const std::string& isa) { return kernel_table(isa).inner.pixels != nullptr; }, py::arg("isa"),
       "Whether the ISA has kernels of inner products.");
@@ -392,9 +402,9 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("_kernels", &kernels, py::arg("isa"));
   m.def("_test_gemm", &test_gemm, py::arg("isa"), py::arg("tiles"), py::arg("mr"), py::arg("nb"), py::arg("half"),
-        py::arg("xs"), py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"), py::arg("segments"),
-        py::arg("b").noconvert(), py::arg("bias").noconvert(), py::arg("c").noconvert(), py::arg("c_stride"),
-        py::arg("add").noconvert(), py::arg("add_stride"), py::arg("act"));
+        py::arg("xs"), py::arg("halves"), py::arg("run_time_xs"), py::arg("a").noconvert(), py::arg("a_at"),
+        py::arg("segments"), py::arg("b").noconvert(), py::arg("bias").noconvert(), py::arg("c").noconvert(),
+        py::arg("c_stride"), py::arg("add").noconvert(), py::arg("add_stride"), py::arg("act"));
   m.def("_test_dw", &test_dw, py::arg("isa"), py::arg("k"), py::arg("stride"), py::arg("src").noconvert(),
         py::arg("rows"), py::arg("w").noconvert(), py::arg("bias").noconvert(), py::arg("dst").noconvert(),
         py::arg("dst_stride"), py::arg("oh"), py::arg("ow"), py::arg("act"), py::arg("size"), py::arg("strides"),

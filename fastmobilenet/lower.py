@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native, in_file, inner, strassen, winograd
+from . import _native, amx, in_file, inner, strassen, winograd
+from .amx import choose_amx
 from .caches import caches
 from .channel_order import PLAIN, Order, Wiring, choose_orders, pack_order, plain_order, wire
 from .errors import ModelError
@@ -78,12 +79,15 @@ class Engine:
         self._graph: Graph = without_data(graph)
         self._wiring = wire(self._graph, self._orders)
         self._use_strassen = strassen.enabled()
+        self._use_amx = amx.enabled(self.isa)
         self._use_inner = inner.enabled() and _native.has_inner(self.isa)
         # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
         self._strassen_weights: dict[tuple[_native.PackedWeights, int, int], _native.StrassenWeights]
         self._strassen_weights = {} if base is None else base._strassen_weights
         self._inner_weights: dict[tuple[_native.PackedWeights, float, tuple[int, ...]], _native.InnerWeights]
         self._inner_weights = {} if base is None else base._inner_weights
+        self._amx_weights: dict[tuple[_native.PackedWeights, tuple[int, ...]], _native.AmxWeights]
+        self._amx_weights = {} if base is None else base._amx_weights
         # What is measured must not depend on which part of a network an Engine has.
         self._whole: Graph = self._graph if base is None else base._whole
         self._measured: dict[str, np.ndarray] = {}
@@ -179,16 +183,20 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
+        pieces = self._wiring.pieces
+        in_tiles: dict[str, tuple[int, ...]] = {}
+        if self._use_amx:
+            in_tiles = choose_amx(graph, shapes, self._weights, pieces=pieces)
         inners: dict[str, Inner] = {}
         if self._use_inner:
             into = {name: order.into for name, order in self._orders.items() if order.into is not None}
-            pieces, without = self._wiring.pieces, self._scores
+            without = self._scores.union(in_tiles)
             inners = choose_inner(graph, shapes, self._weights, self._squares, without, pieces, into)
         splits: dict[str, Split] = {}
         if self._use_strassen:
-            without, scattered = self._scores.union(inners), self._wiring.runs
+            without, scattered = self._scores.union(inners, in_tiles), self._wiring.runs
             splits = choose_splits(graph, shapes, self._weights, caches(), without=without, scattered=scattered)
-        return self._program(self._wiring, h, w, inners, splits)
+        return self._program(self._wiring, h, w, inners, splits, in_tiles)
 
     def _squares(self, names: Collection[str]) -> Mapping[str, np.ndarray]:
         """Mean squares of the channels of those tensors that can be measured (sizes.py). None of a detector's: its
@@ -204,15 +212,25 @@ class Engine:
         return self._measured
 
     def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
-        return self._program(wire(graph, self._orders), x.shape[1], x.shape[2], {}, {}).run(x, layout, 1)
+        return self._program(wire(graph, self._orders), x.shape[1], x.shape[2], {}, {}, {}).run(x, layout, 1)
 
     def _program(
-        self, wiring: Wiring, h: int, w: int, inners: Mapping[str, Inner], splits: Mapping[str, Split]
+        self,
+        wiring: Wiring,
+        h: int,
+        w: int,
+        inners: Mapping[str, Inner],
+        splits: Mapping[str, Split],
+        in_tiles: Mapping[str, tuple[int, ...]],
     ) -> _native.Program:
         """``wiring``: that of the engine or of another graph whose convolutions are among those of the engine."""
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
-        specs = {n.name: self._spec(n, shapes, inners.get(n.name)) for n in graph.nodes if n.name in self._weights}
+        specs = {
+            n.name: self._spec(n, shapes, inners.get(n.name), in_tiles.get(n.name))
+            for n in graph.nodes
+            if n.name in self._weights
+        }
         steps = plan_steps(graph, shapes, caches(), splits, scattered=wiring.runs)
         steps = [step for step in steps if step.output not in wiring.absent]
         arena = plan_arena(graph, shapes, steps, wiring)
@@ -309,6 +327,12 @@ class Engine:
             self._inner_weights[key] = _native.InnerWeights(*key[:2], list(choice.pieces))
         return self._inner_weights[key]
 
+    def _amx_factors(self, name: str, pieces: tuple[int, ...]) -> _native.AmxWeights:
+        key = self._weights[name], pieces
+        if key not in self._amx_weights:
+            self._amx_weights[key] = _native.AmxWeights(key[0], list(pieces))
+        return self._amx_weights[key]
+
     def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:
         """(mean, std) of pixels, the same of floats, and whether the channels of pixels are reversed afterwards."""
         c = self._graph.input_channels
@@ -359,12 +383,17 @@ class Engine:
             made = self._winograd.setdefault(plain, _native.WinogradWeights(plain, node.attrs["stride"][0]))
         return made
 
-    def _spec(self, node: Node, shapes: dict[str, Shape], choice: Inner | None) -> _native.ConvSpec:
+    def _spec(
+        self, node: Node, shapes: dict[str, Shape], choice: Inner | None, pieces: tuple[int, ...] | None
+    ) -> _native.ConvSpec:
+        """``pieces``: not None where AMX computes it (amx.py)."""
         _, h, w, _ = shapes[node.inputs[0]]
         top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
         weights = None if choice is None else self._inner_factors(node.name, choice)
-        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), _act(node.activation), weights)
+        tiles = None if pieces is None else self._amx_factors(node.name, pieces)
+        act = _act(node.activation)
+        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), act, weights, tiles)
 
 
 def _emit_conv_pool(

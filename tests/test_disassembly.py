@@ -96,7 +96,7 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
             name = LISTED["gemm_f32"]
             if isa == "avx512" and kernel["half"]:
                 name = PAIRS
-            elif isa == "avx512" and kernel["xs"] in (6, BLOCK) and vectors >= 14:
+            elif kernel["halves"]:
                 name, vectors = OVERLAPPED, vectors // 2
             yield name.format(**kernel | {"half": str(kernel["half"]).lower()}), vectors
         elif kernel["k"]:

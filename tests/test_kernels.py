@@ -102,7 +102,7 @@ def test_gemm(isa: str, kernel: dict) -> None:
         guarded = Guarded()
         c = guarded.floats(nb * pixels * BLOCK)
         _native._test_gemm(
-            isa, tiles, mr, nb, half, xs, pixel,
+            isa, tiles, mr, nb, half, xs, kernel["halves"], pixel,
             guarded.floats(case["a"].size, case["a"]), 0, case["segments"],
             guarded.floats(case["b"].size, case["b"]),
             guarded.floats(case["bias"].size, case["bias"]), c, pixels * BLOCK,
@@ -128,7 +128,7 @@ def test_gemm_passes_nan_and_keeps_to_its_tile(isa: str, kernel: dict) -> None:
     gap = 2 * BLOCK  # canaries between the blocks of C
     c = np.full(nb * (mr * BLOCK + gap), 77.0, np.float32)
     _native._test_gemm(
-        isa, 1, mr, nb, half, xs, pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
+        isa, 1, mr, nb, half, xs, kernel["halves"], pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
         mr * BLOCK + gap, None, 0, _act(RELU6),
     )  # fmt: skip
     blocks = c.reshape(nb, -1)

@@ -29,6 +29,17 @@ namespace {
 
 constexpr int VECS = BLOCK / LANES;  // vectors in a block
 
+// What lies between the last tile of a row and the first of the next, asked behind every tile.
+struct RowGaps {
+  ptrdiff_t tiles, floats, done = 0;
+  RowGaps(ptrdiff_t row_tiles, ptrdiff_t row_gap) : tiles(row_tiles), floats(row_gap) {}
+  ptrdiff_t gap() {
+    if (++done != tiles) return 0;
+    done = 0;
+    return floats;
+  }
+};
+
 // KU steps of k where a fragment of A holds four of them. The next vector of B is loaded before the present one is
 // used, and a fragment right after the last use of the one before: cores that issue in order do not wait for loads.
 template <int KU, int MR, int NV>
@@ -92,6 +103,8 @@ __attribute__((noinline)) void gemm_tile(const GemmArgs& g) {
   const ptrdiff_t xs = XS ? XS : g.xs;
   const Segment* const end = g.segs + g.n_segs;
   const char *soon = g.prefetch, *later = g.prefetch_later;
+  RowGaps rows{g.row_tiles, g.row_gap};
+  float* next = g.c;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
     Vec acc[MR][NV];
 #pragma GCC unroll 32
@@ -128,7 +141,8 @@ __attribute__((noinline)) void gemm_tile(const GemmArgs& g) {
         }
       }
     }
-    float* const c = g.c + at;
+    float* const c = next;
+    next += MR * BLOCK + rows.gap();
     // The constants not before: the loop above needs all registers.
     if (XS != 0 && SWISH_OF_SUMS && g.act.kind != ActKind::clamp) {
       const Vec lo = set1(g.act.lo), alpha = set1(g.act.alpha);

@@ -11,11 +11,11 @@
 #include "kernels/winograd.h"
 
 #define FMN_T(MR, NB, XS) \
-  { MR, NB, false, XS, gemm_tile<MR, NB, XS, false>, false }
+  { MR, NB, false, XS, gemm_tile<MR, NB, XS, false>, true, false }
 #define FMN_HALF_T(MR, NB, XS) \
-  { MR, NB, true, XS, gemm_tile<MR, NB, XS, true>, false }
+  { MR, NB, true, XS, gemm_tile<MR, NB, XS, true>, true, false }
 #define FMN_PAIRS_T(MR, XS) \
-  { MR, 2, true, XS, gemm_pairs<MR, XS>, false }
+  { MR, 2, true, XS, gemm_pairs<MR, XS>, false, false }
 #define FMN_HALF_ROWS_1_2(XS) FMN_HALF_T(1, 1, XS), FMN_HALF_T(2, 1, XS)
 #define FMN_HALF_ROWS_1_6(XS) \
   FMN_HALF_ROWS_1_2(XS), FMN_HALF_T(3, 1, XS), FMN_HALF_T(4, 1, XS), FMN_HALF_T(5, 1, XS), FMN_HALF_T(6, 1, XS)

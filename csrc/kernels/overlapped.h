@@ -22,17 +22,6 @@ struct Place {
   const float* add;  // with Behind::add_clamp
 };
 
-// What lies between the last tile of a row and the first of the next, asked behind every tile.
-struct RowGaps {
-  ptrdiff_t tiles, floats, done = 0;
-  RowGaps(ptrdiff_t row_tiles, ptrdiff_t row_gap) : tiles(row_tiles), floats(row_gap) {}
-  ptrdiff_t gap() {
-    if (++done != tiles) return 0;
-    done = 0;
-    return floats;
-  }
-};
-
 struct FinishConstants {
   Vec lo, hi;         // for hard swish, hi is alpha
   const float* beta;  // of hard swish
@@ -163,20 +152,7 @@ void gemm_large(const GemmArgs& g) {
     if (g.add == nullptr) return gemm_overlapped<MR, NB, XS, Behind::clamp>(g);
     if constexpr (XS >= BLOCK) return gemm_overlapped<MR, NB, XS, Behind::add_clamp>(g);
   }
-  constexpr int M0 = (MR + 1) / 2;
-  GemmArgs part = g;
-  part.tiles = 1;
-  RowGaps rows{g.row_tiles, g.row_gap};
-  ptrdiff_t gaps = 0;
-  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile, gaps += rows.gap()) {
-    for (int second = 0; second < 2; ++second) {
-      const ptrdiff_t at = tile * MR + second * M0;
-      part.a = g.a + at * XS;
-      part.c = g.c + at * BLOCK + gaps;
-      part.add = g.add != nullptr ? g.add + at * BLOCK : nullptr;
-      second == 0 ? gemm_tile<M0, NB, XS, false>(part) : gemm_tile<MR - M0, NB, XS, false>(part);
-    }
-  }
+  gemm_tile<MR, NB, XS, false>(g);
 }
 
 }  // namespace

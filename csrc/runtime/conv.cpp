@@ -24,14 +24,15 @@ class ConvOp final : public Op {
     const PackedWeights& w = *spec.weights;
     const ptrdiff_t weight_floats = w.floats();
     small_ = src.floats() + dst.floats() < L2_FLOATS;
-    panels_outside_ = weight_floats > L2_FLOATS / 2 || small_;
+    panels_outside_ = !kernel_.prepares_much() && (weight_floats > L2_FLOATS / 2 || small_);
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
     // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
     // As in conv_u8.cpp: a thread that makes whole panels of a map that grows finds them again in the depthwise
     // convolution behind it, if that goes by blocks.
-    const bool by_blocks = kernel_.needs_sums() || dst.h < LEAST_ROWS_TO_SHARE;
+    const bool by_blocks = kernel_.prepares() || dst.h < LEAST_ROWS_TO_SHARE;
     const bool widens = by_blocks && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats() || widens;
+    if (kernel_.prepares_much()) share_panels_ = share_panels_ && kernel_.prepared_floats(pixels()) < L2_FLOATS;
   }
 
   void run(const Frame& frame, Team& team) const override {
@@ -42,12 +43,17 @@ class ConvOp final : public Op {
     if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
     const ptrdiff_t n_tiles = ptrdiff_t{per_row} * static_cast<ptrdiff_t>(rows_.size());
     kernel_.share(
-        team, n_tiles, panels_outside, next_weights, frame.far, [&](Range tiles) { make_sums(frame, tiles, per_row); },
-        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { run_panel(frame, tiles, per_row, p, ahead); });
+        team, n_tiles, panels_outside, next_weights, frame.far,
+        [&](Range tiles) { prepare(frame, tiles, per_row, prepared(panels_outside, tiles, per_row)); },
+        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) {
+          run_panel(frame, tiles, per_row, p, prepared(panels_outside, tiles, per_row), ahead);
+        });
   }
 
   ptrdiff_t scratch_floats() const override {
-    if (kernel_.needs_sums()) return static_cast<ptrdiff_t>(rows_.size()) * width_;
+    if (kernel_.prepares_much() && !share_panels_) return kernel_.prepared_floats(room_of_some());
+    if (kernel_.prepares())
+      return kernel_.prepared_floats(std::max(pixels(), kernel_.prepares_much() ? room_of_some() : 0));
     return through_ ? kernel_.through_floats(width_) : 0;
   }
 
@@ -71,7 +77,8 @@ class ConvOp final : public Op {
     const bool in_place =
         w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h && src.w == dst_.w && dense(src);
     through_ = in_place && !dense(dst_) && add == nullptr && kernel_.rows_waste(dst_.w);
-    const bool flat = through_ || (in_place && dense(dst_) && (add == nullptr || dense(*add)));
+    if (in_place && !dense(dst_) && add == nullptr && kernel_.knows_gaps()) row_pixels_ = dst_.w;
+    const bool flat = through_ || row_pixels_ > 0 || (in_place && dense(dst_) && (add == nullptr || dense(*add)));
     width_ = flat ? dst_.h * dst_.w : dst_.w;
     for (int y = 0; y < (flat ? 1 : dst_.h); ++y) {
       rows_.push_back({src.at(0, kernel_.top(y), -window.pad_left), dst_.at(0, y, 0),
@@ -88,32 +95,50 @@ class ConvOp final : public Op {
     }
   }
 
-  void make_sums(const Frame& frame, Range tiles, int per_row) const {
+  ptrdiff_t pixels() const { return static_cast<ptrdiff_t>(rows_.size()) * width_; }
+  ptrdiff_t room_of_some() const { return ptrdiff_t{ConvKernel::MOST_TILES} * kernel_.mr(); }
+
+  // The pixels that are prepared together: from `begin` on, with room for so many.
+  struct Prepared {
+    ptrdiff_t begin, room;
+  };
+  Prepared prepared(bool panels_outside, Range tiles, int per_row) const {
+    if (panels_outside || !kernel_.prepares_much()) return {0, pixels()};
+    return {tiles.begin / per_row * width_ + ConvKernel::first_pixel(width_, per_row, tiles.begin % per_row),
+            room_of_some()};
+  }
+
+  void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all) const {
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const int begin = ConvKernel::first_pixel(width_, per_row, part.begin);
-      kernel_.make_sums(frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK,
-                        ConvKernel::first_pixel(width_, per_row, part.end) - begin, frame.scratch + y * width_ + begin);
+      kernel_.prepare(frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK,
+                      ConvKernel::first_pixel(width_, per_row, part.end) - begin,
+                      kernel_.at(frame.scratch, y * width_ + begin - all.begin), all.room);
     });
   }
 
-  void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, WeightsAhead& ahead) const {
+  void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, const Prepared& all,
+                 WeightsAhead& ahead) const {
     const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
-    if (through_) {
+    if (through_ || row_pixels_ > 0) {
       const auto begin = [&](ptrdiff_t tile) {  // the first row that begins in this tile or behind
         return (ConvKernel::first_pixel(width_, per_row, tile) + dst_.w - 1) / dst_.w;
       };
       clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {begin(tiles.begin), begin(tiles.end)});
+    }
+    if (through_) {
       kernel_.run_through(frame.scratch, frame.arena + rows_[0].a, width_, per_row, tiles, panel, dst_.w, ahead,
                           [&](int block, int y) { return frame.arena + dst_.at(block, y, 0); });
       return;
     }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const Row& row = rows_[static_cast<size_t>(y)];
-      if (part.begin == 0) clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
-      kernel_.run(
-          {frame.arena + row.a, frame.arena + row.c, dst_.block_stride(), has_add_ ? frame.arena + row.add : nullptr,
-           add_stride_, width_, per_row, frame.scratch + y * width_},
-          part, row.window, panel, ahead);
+      if (part.begin == 0 && row_pixels_ == 0)
+        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
+      kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
+                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_, per_row,
+                   kernel_.at(frame.scratch, y * width_ - all.begin), all.room, 1, dst_.pitch(), row_pixels_},
+                  part, row.window, panel, ahead);
     });
   }
 
@@ -123,6 +148,7 @@ class ConvOp final : public Op {
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
   int width_ = 0;                                     // pixels of a row
+  int row_pixels_ = 0;                                // of dst, if its rows are cut as one in spite of their padding
   bool through_ = false;                              // by way of the scratch memory
   bool small_ = true;                                 // the maps stay in the second-level cache
   bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
@@ -186,8 +212,8 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
         "the tensor to add has another shape");
   ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && src.runs == nullptr && dense(src) &&
-      dense(dst) && (add == nullptr || dense(*add))) {
+  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && !spec.amx && src.runs == nullptr &&
+      dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }
   check_act(name, spec.act);

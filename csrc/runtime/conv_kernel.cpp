@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 
 namespace fmn {
@@ -14,7 +15,11 @@ constexpr int MAX_INNER_ROWS = 10;
 
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec), src_h_(src.h), table_panel_blocks_(table.panel_blocks), inner_(table.inner) {
+    : spec_(spec),
+      src_h_(src.h),
+      table_panel_blocks_(table.panel_blocks),
+      inner_(table.inner),
+      amx_(spec.amx ? amx_kernels() : nullptr) {
   const PackedWeights& w = *spec.weights;
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
@@ -23,20 +28,22 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
         "strides and dilations must be positive");
   check(src.runs == nullptr || (w.kh * w.kw == 1 && w.groups == 1 && window.stride_h * window.stride_w == 1), name,
         "only a 1x1 convolution reads scattered channels");
-  if (spec.inner) {
-    check(spec.inner->plain == spec.weights, name, "the weights of inner products are of another layer");
-    check(table.inner.pixels != nullptr, name, "the ISA has no kernels of inner products");
+  if (prepares()) {
+    const std::string kind = spec.inner ? "inner" : "amx";
+    check((spec.inner ? spec.inner->plain : spec.amx->plain) == spec.weights, name, "the weights are of another layer");
+    check(spec.inner ? table.inner.pixels != nullptr : amx_ != nullptr, name, "there are no such kernels here");
     check(!src.image && window.stride_h * window.stride_w == 1 && window.pad_top == 0 && window.pad_left == 0, name,
-          "inner products are for 1x1 convolutions of stride 1");
+          "it is for 1x1 convolutions of stride 1");
     segments_.push_back(cut(src, w.panels.front()));
     const std::vector<Segment>& list = segments_.front().list;
+    const std::vector<int>& pieces = spec.inner ? spec.inner->pieces : spec.amx->pieces;
     const auto same = [](const Segment& s, int piece) { return s.len == piece; };
-    check(std::equal(list.begin(), list.end(), spec.inner->pieces.begin(), spec.inner->pieces.end(), same), name,
-          "the weights of inner products are for other pieces of the input");
+    check(std::equal(list.begin(), list.end(), pieces.begin(), pieces.end(), same), name,
+          "the weights are for other pieces of the input");
     xs_ = BLOCK;
-    mr_ = MAX_INNER_ROWS;
+    mr_ = spec.inner ? MAX_INNER_ROWS : AMX_PIXELS;
     rows_at_once_.assign(static_cast<size_t>(mr_ + 1), true);
-    id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/inner";
+    id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/" + kind;
     return;
   }
 
@@ -57,7 +64,7 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   fns_.assign(static_cast<size_t>((nb + 1) * 2 * (mr_ + 1)), nullptr);
   for (const Panel& p : w.panels) {
     for (int m = 1; m <= mr_; ++m) {
-      const GemmEntry* entry = find_gemm_entry(table, m, p.nb, p.half, xs);
+      const GemmEntry* entry = find_gemm(table, m, p.nb, p.half, xs, loads_beside_multiplies());
       check(entry != nullptr, name, "the kernel table has no kernel for a tile");
       fns_[fn_index(p, m)] = entry->run;
       if (!entry->rows) rows_at_once_[static_cast<size_t>(m)] = false;
@@ -113,6 +120,10 @@ int ConvKernel::row_tiles(int width) const {
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
                      WeightsAhead& ahead) const {
+  if (spec_.amx) {
+    run_amx(pixels, part, panel, ahead);
+    return;
+  }
   const int size = pixels.count / pixels.tiles;
   if (pixels.rows > 1 && (pixels.count % pixels.tiles != 0 || !rows_at_once_[static_cast<size_t>(size)])) {
     Pixels row = pixels;
@@ -121,7 +132,7 @@ void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const P
       run(row, part, rows, panel, ahead);
       row.a += pixels.count * xs_;
       row.c += pixels.c_pitch;
-      if (row.sums != nullptr) row.sums += pixels.count;
+      if (row.prepared != nullptr) row.prepared += pixels.count;
     }
     return;
   }
@@ -164,9 +175,49 @@ void ConvKernel::run_tiles(Args& g, const Pixels& pixels, Range part, const Pane
   });
 }
 
-void ConvKernel::make_sums(const float* a, ptrdiff_t pixels, float* sums) const {
+void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room) const {
   const std::vector<Segment>& list = segments_.front().list;
-  inner_.pixels({a, list.data(), static_cast<ptrdiff_t>(list.size()), pixels, sums});
+  const auto n = static_cast<ptrdiff_t>(list.size());
+  if (spec_.inner) {
+    inner_.pixels({a, list.data(), n, pixels, to});
+  } else {
+    amx_->split({a, list.data(), n, pixels, reinterpret_cast<char*>(to), room * AMX_PLANE});
+  }
+}
+
+// Rows are cut as one: the kernel finds the gaps between them by itself.
+void ConvKernel::run_amx(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
+  AmxArgs g;
+  g.plane = pixels.prepared_plane * AMX_PLANE;
+  g.n_segs = static_cast<ptrdiff_t>(spec_.amx->pieces.size());
+  g.b = reinterpret_cast<const char*>(weights_of(panel));
+  g.bias = spec_.weights->bias + panel.block * BLOCK;
+  g.c_stride = pixels.c_stride;
+  g.add_stride = pixels.add_stride;
+  g.act = spec_.act;
+  const int count = pixels.count * pixels.rows, n = pixels.rows > 1 ? tiles(count) : pixels.tiles;
+  if (pixels.rows > 1) part = {0, n};
+  g.row_pixels = pixels.rows > 1 ? pixels.count : pixels.row_pixels;
+  if (g.row_pixels > 0) g.row_gap = pixels.c_pitch - g.row_pixels * BLOCK;
+  // As many lines in all as the panel has, which is about what the next one has.
+  constexpr ptrdiff_t MOST_LINES = 16;
+  const ptrdiff_t panel_lines = spec_.amx->panel_floats(panel) / BLOCK, in_all = groups() * (part.end - part.begin);
+  g.lines = std::clamp((panel_lines + in_all - 1) / std::max<ptrdiff_t>(in_all, 1), ptrdiff_t{1}, MOST_LINES);
+  float* const c = pixels.c + panel.block * pixels.c_stride;
+  by_width(count, n, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
+    g.tiles = tiles;
+    g.mr = mr;
+    g.a = reinterpret_cast<const char*>(at(const_cast<float*>(pixels.prepared), x));
+    const ptrdiff_t row = g.row_pixels > 0 ? x / g.row_pixels : 0;
+    g.column = x - row * g.row_pixels;
+    g.c = c + x * BLOCK + row * g.row_gap;
+    g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
+    const ptrdiff_t lines = g.lines * groups() * tiles;
+    const char* soon = ahead.take(lines);
+    g.prefetch = soon != nullptr ? soon : g.b;
+    g.prefetch_later = ahead.far->take(lines);
+    amx_->gemm[panel.nb - 1](g);
+  });
 }
 
 void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
@@ -178,7 +229,7 @@ void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel,
   g.init = spec_.inner->init + lane;
   g.scale = spec_.inner->scale + lane;
   run_tiles(g, pixels, part, panel, ahead, [&](ptrdiff_t x, int mr) {
-    g.pixels = pixels.sums + x;
+    g.pixels = pixels.prepared + x;
     inner_.gemm[(mr - 1) * 3 + (panel.half ? 0 : panel.nb)].run(g);
   });
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/amx.h"
 #include "runtime/inner.h"
 #include "runtime/ops.h"
 
@@ -31,19 +32,24 @@ class ConvKernel {
     const float* add;  // or null
     ptrdiff_t add_stride;
     int count;
-    int tiles;                    // at least tiles(count)
-    const float* sums = nullptr;  // with inner products: those of the pixels
-    // So many such rows, whose A and sums follow each other without a gap and whose C is so many floats apart: then all
-    // tiles, cut by row_tiles, without add.
+    int tiles;                        // at least tiles(count)
+    const float* prepared = nullptr;  // where prepare() put the first of them
+    ptrdiff_t prepared_plane = 0;     // and for how many it made room
+    // So many such rows, whose A and what is prepared follow each other without a gap and whose C is so many floats
+    // apart: then all tiles, cut by row_tiles, without add.
     int rows = 1;
     ptrdiff_t c_pitch = 0;
+    // With knows_gaps(): the pixels are rows of so many, whose C is c_pitch apart, and are cut as one all the same.
+    int row_pixels = 0;
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.
   ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
              const ConvSpec& spec);
 
-  const std::vector<Panel>& panels() const { return spec_.inner ? spec_.inner->panels : spec_.weights->panels; }
+  const std::vector<Panel>& panels() const {
+    return spec_.inner ? spec_.inner->panels : spec_.amx ? spec_.amx->panels : spec_.weights->panels;
+  }
   int mr() const { return mr_; }
   const PackedWeights& weights() const { return *spec_.weights; }
   const std::string& id() const { return id_; }  // e.g. gemm_f32/avx512/14x32
@@ -56,10 +62,19 @@ class ConvKernel {
   // Into how many tiles rows are cut that are run together: if possible of one size, of which one call does all rows.
   int row_tiles(int width) const;
 
-  // With inner products: what is subtracted for pixels that follow each other, before any panel of them. It costs as
-  // much as one or two output channels.
-  bool needs_sums() const { return spec_.inner != nullptr; }
-  void make_sums(const float* a, ptrdiff_t pixels, float* sums) const;
+  // What is made of pixels that follow each other, before any panel of them: with inner products what is subtracted,
+  // with AMX their parts. It costs as much as one or two output channels.
+  bool prepares() const { return spec_.inner != nullptr || spec_.amx != nullptr; }
+  // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number).
+  void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room) const;
+  ptrdiff_t prepared_floats(ptrdiff_t room) const {
+    if (spec_.amx) return amx_planes(static_cast<ptrdiff_t>(spec_.amx->pieces.size())) * room * BLOCK;
+    return spec_.inner ? room : 0;
+  }
+  float* at(float* prepared, ptrdiff_t pixel) const { return prepared + pixel * (spec_.amx ? BLOCK : 1); }
+  // Whether the weights should be walked over once for every few tiles, so that what is prepared stays in the cache.
+  bool knows_gaps() const { return spec_.amx != nullptr; }
+  bool prepares_much() const { return spec_.amx != nullptr; }
 
   // Tiles [part.begin, part.end) of the pixels. `ahead`: what to fetch meanwhile.
   void run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel, WeightsAhead& ahead) const;
@@ -70,7 +85,7 @@ class ConvKernel {
   bool rows_waste(int width) const {
     const PackedWeights& w = *spec_.weights;
     const bool in_place = w.kh * w.kw * spec_.window.stride_h * spec_.window.stride_w == 1 && w.groups == 1;
-    return in_place && !spec_.inner && 8 * tiles(width) * mr_ > 9 * width;
+    return in_place && !prepares() && 8 * tiles(width) * mr_ > 9 * width;
   }
   // What run_through needs for so many pixels.
   ptrdiff_t through_floats(ptrdiff_t pixels) const { return pixels * BLOCK * table_panel_blocks_; }
@@ -102,7 +117,7 @@ class ConvKernel {
   WeightStream stream(ptrdiff_t p) const {
     if (p >= static_cast<ptrdiff_t>(panels().size())) return {};
     const Panel& panel = panels()[static_cast<size_t>(p)];
-    return {weights_of(panel), spec_.weights->k(panel) * panel.width()};
+    return {weights_of(panel), spec_.amx ? spec_.amx->panel_floats(panel) : spec_.weights->k(panel) * panel.width()};
   }
 
   // What to fetch during panel p if `next` is read after this layer.
@@ -121,23 +136,27 @@ class ConvKernel {
   // Cache lines of other weights that so many tiles of each panel can fetch.
   ptrdiff_t far_lines(ptrdiff_t n_tiles) const {
     ptrdiff_t lines = 0;
-    for (const Panel& p : panels()) lines += spec_.weights->k(p) * n_tiles;
+    for (const Panel& p : panels()) lines += (spec_.amx ? groups() : spec_.weights->k(p)) * n_tiles;
     return lines;
   }
 
   // Does all tiles of all panels with the other threads: run(p, tiles, ahead) for some tiles of one panel.
   // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles. Before a thread runs
-  // tiles whose pixels need sums, it calls sums(tiles).
+  // tiles whose pixels are prepared, it calls prepare_tiles(tiles): of all, or of MOST_TILES at a time.
+  static constexpr int MOST_TILES = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
   template <class S, class F>
-  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far, S&& sums,
-             F&& run) const;
+  void share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
+             S&& prepare_tiles, F&& run) const;
 
  private:
   void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
+  void run_amx(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
+  ptrdiff_t groups() const { return amx_groups(static_cast<ptrdiff_t>(spec_.amx->pieces.size())); }
   template <class Args, class Run>
   void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;
   const float* weights_of(const Panel& panel) const {
-    return spec_.inner ? spec_.inner->weight + panel.offset : spec_.weights->panel(panel);
+    const float* all = spec_.inner ? spec_.inner->weight : spec_.amx ? spec_.amx->weight : spec_.weights->weight;
+    return all + panel.offset;
   }
 
   // The tiles `part` of n that cut `count` pixels: some(tiles, first pixel, pixels of a tile) for those of each width.
@@ -167,21 +186,21 @@ class ConvKernel {
   int table_panel_blocks_ = 1;
   ptrdiff_t xs_ = 0;
   const InnerKernels& inner_;
+  const AmxKernels* const amx_ = nullptr;
   int mr_ = 0;
   std::string id_;
 };
 
 template <class S, class F>
 void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const WeightStream& next, FarWeights* far,
-                       S&& sums, F&& run) const {
-  constexpr ptrdiff_t TILES_AT_A_TIME = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
+                       S&& prepare_tiles, F&& run) const {
   const auto n_panels = static_cast<ptrdiff_t>(panels().size());
   const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
   if (panels_outside) {
     // Threads share the panels, down to the tiles of one.
-    bool ready = !needs_sums();
+    bool ready = !prepares();
     team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
-      if (!ready) sums(Range{0, n_tiles});
+      if (!ready) prepare_tiles(Range{0, n_tiles});
       ready = true;
       for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
         const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}), std::min(part.end - p * n_tiles, n_tiles)};
@@ -191,11 +210,11 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
     });
     return;
   }
-  const ptrdiff_t grain = std::min(TILES_AT_A_TIME, grain_of_macs(macs * n_panels));
+  const ptrdiff_t grain = std::min(ptrdiff_t{MOST_TILES}, grain_of_macs(macs * n_panels));
   team.share(n_tiles, grain, [&](Range part) {
-    for (ptrdiff_t begin = part.begin; begin < part.end; begin += TILES_AT_A_TIME) {
-      const Range tiles{begin, std::min(begin + TILES_AT_A_TIME, part.end)};
-      if (needs_sums()) sums(tiles);
+    for (ptrdiff_t begin = part.begin; begin < part.end; begin += MOST_TILES) {
+      const Range tiles{begin, std::min(begin + MOST_TILES, part.end)};
+      if (prepares()) prepare_tiles(tiles);
       for (ptrdiff_t p = 0; p < n_panels; ++p) {
         WeightsAhead soon = ahead(p, next, far);
         run(p, tiles, soon);

@@ -112,7 +112,7 @@ OpPtr make_conv_pool(const KernelTable& table, std::string name, const Tensor& s
   check(std::is_sorted(spec.pool_rows.begin(), spec.pool_rows.end(),
                        [](const PoolSpan& a, const PoolSpan& b) { return a.begin < b.begin || a.end < b.end; }),
         name, "the windows must go from the first row to the last");
-  check(spec.conv->inner == nullptr, name, "inner products have no strips with pools");
+  check(spec.conv->inner == nullptr && spec.conv->amx == nullptr, name, "only plain sums have strips with pools");
   check_padding(name, src, spec.w, *spec.conv);
   check_act(name, spec.conv->act);
   return std::make_unique<ConvPoolOp>(table, std::move(name), src, dst, spec);

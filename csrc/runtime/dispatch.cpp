@@ -15,6 +15,11 @@ namespace avx512 {
 extern const KernelTable table;
 }
 #endif
+#ifdef FMN_HAVE_AMX
+namespace amx {
+extern const AmxKernels kernels;
+}
+#endif
 #ifdef FMN_HAVE_AVX2
 namespace avx2 {
 extern const KernelTable table;
@@ -92,17 +97,15 @@ const KernelTable& kernel_table(const std::string& isa) {
   throw std::invalid_argument(source + "=" + given + " is not supported here; this machine has: " + names);
 }
 
-const GemmEntry* find_gemm_entry(const KernelTable& table, int mr, int nb, bool half, int xs) {
+const GemmEntry* find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs, bool halves) {
+  const GemmEntry* found = nullptr;
   for (int i = 0; i < table.n_gemm; ++i) {
     const GemmEntry& e = table.gemm[i];
-    if (e.mr == mr && e.nb == nb && e.half == half && e.xs == xs) return &e;
+    if (e.mr != mr || e.nb != nb || e.half != half || e.xs != xs) continue;
+    if (e.halves == halves) return &e;
+    if (!e.halves) found = &e;
   }
-  return nullptr;
-}
-
-GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs) {
-  const GemmEntry* entry = find_gemm_entry(table, mr, nb, half, xs);
-  return entry != nullptr ? entry->run : nullptr;
+  return found;
 }
 
 DwFn find_dw(const KernelTable& table, int k, int stride) {
@@ -119,6 +122,14 @@ int max_mr(const KernelTable& table, int nb, int xs) {
       most = std::max(most, table.gemm[i].mr);
   }
   return most;
+}
+
+const AmxKernels* amx_kernels() {
+#ifdef FMN_HAVE_AMX
+  return has_amx_bf16() ? &amx::kernels : nullptr;
+#else
+  return nullptr;
+#endif
 }
 
 double peak_gflops(const KernelTable& table, double seconds) {

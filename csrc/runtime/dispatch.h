@@ -19,12 +19,15 @@ std::vector<std::string> built_isas();
 const KernelTable& kernel_table(const std::string& isa = "");
 
 // The kernel of a tile, or null if the table has none.
-GemmFn find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs);
-const GemmEntry* find_gemm_entry(const KernelTable& table, int mr, int nb, bool half, int xs);
+// halves: the one in halves, if there is one.
+const GemmEntry* find_gemm(const KernelTable& table, int mr, int nb, bool half, int xs, bool halves);
 DwFn find_dw(const KernelTable& table, int k, int stride);
 
 // The most pixels of a tile with nb blocks and pixel stride xs; 0 if there is none.
 int max_mr(const KernelTable& table, int nb, int xs);
+
+// The kernels of AMX, or null where this build or this CPU has none.
+const AmxKernels* amx_kernels();
 
 // FMA rate of one core in GFLOP/s: best burst within about `seconds`.
 double peak_gflops(const KernelTable& table, double seconds);

@@ -91,19 +91,6 @@ void scale_block(const Columns& from, const float* bias, float* to, ptrdiff_t st
   }
 }
 
-// As given, or blocks.
-std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given) {
-  std::vector<int> pieces = given;
-  for (int k = 0; given.empty() && k < w.ic; k += BLOCK) pieces.push_back(std::min(BLOCK, w.ic - k));
-  int sum = 0;
-  for (const int piece : pieces) {
-    if (piece < 1 || piece > BLOCK || piece > w.ic - sum) throw std::invalid_argument("pieces do not fit the layer");
-    sum += piece;
-  }
-  if (sum != w.ic) throw std::invalid_argument("pieces do not fit the layer");
-  return pieces;
-}
-
 void check_pointwise(const PackedWeights& w, double size) {
   if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
   if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");

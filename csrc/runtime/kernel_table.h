@@ -195,6 +195,41 @@ struct InnerPixelsArgs {
   float* dst;  // [pixels]
 };
 
+// Floats as sums of three bfloat16, of two segments of channels at a time: see kernels/amx.h. One that has no partner
+// takes two planes, others three; a plane is 64 bytes a pixel.
+constexpr int AMX_PIXELS = 32;  // of a tile, at most
+constexpr ptrdiff_t amx_planes(ptrdiff_t n_segs) { return n_segs / 2 * 3 + n_segs % 2 * 2; }
+constexpr ptrdiff_t amx_groups(ptrdiff_t n_segs) { return n_segs / 2 * 6 + n_segs % 2 * 3; }
+constexpr ptrdiff_t AMX_PLANE = 64, AMX_TILE = 1024;  // bytes of a pixel, and of 32 x 16 weights
+constexpr ptrdiff_t AMX_PARTS = 3;                    // tiles of weights for a block and one or two segments
+struct AmxSplitArgs {
+  const float* a;       // pixel i at a + i * 16
+  const Segment* segs;  // [n_segs], of 16 channels or less
+  ptrdiff_t n_segs;
+  ptrdiff_t pixels;
+  char* dst;        // plane p of pixel i at p * plane + i * 64
+  ptrdiff_t plane;  // bytes
+};
+struct AmxArgs {
+  ptrdiff_t tiles;
+  ptrdiff_t mr;      // pixels of a tile
+  const char* a;     // as they were split
+  ptrdiff_t plane;   // bytes
+  ptrdiff_t n_segs;  // of the split
+  const char* b;     // [(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
+  const float* bias;
+  float* c;  // as in GemmArgs
+  ptrdiff_t c_stride;
+  const float* add;
+  ptrdiff_t add_stride;
+  Act act;
+  const char* prefetch;  // so many cache lines for every group of products, of which amx_groups are in a tile
+  ptrdiff_t lines;
+  const char* prefetch_later;  // as many, or null
+  // row_gap more floats of C behind every so many pixels, or 0; the first is pixel `column` of its row. Without add.
+  ptrdiff_t row_pixels = 0, row_gap = 0, column = 0;
+};
+
 using GemmFn = void (*)(const GemmArgs&);
 using DwFn = void (*)(const DwArgs&);
 
@@ -204,7 +239,8 @@ struct GemmEntry {
   bool half;   // the last block has 8 channels
   int xs;      // floats from one pixel of A to the next; 0: GemmArgs::xs at run time
   GemmFn run;
-  bool rows;  // whether it knows GemmArgs::row_tiles
+  bool rows;    // whether it knows GemmArgs::row_tiles
+  bool halves;  // in halves (kernels/overlapped.h): there is the same tile without
 };
 struct DwEntry {
   int k, stride;  // 0, 0: any
@@ -219,6 +255,11 @@ struct InnerEntry {
 struct InnerKernels {
   InnerEntry gemm[30];  // all tiles of 1 to 10 pixels and half a block, 1 or 2 blocks; or none
   void (*pixels)(const InnerPixelsArgs&);
+};
+
+struct AmxKernels {
+  void (*split)(const AmxSplitArgs&);
+  void (*gemm[2])(const AmxArgs&);  // of 1 and 2 blocks
 };
 
 struct KernelTable {

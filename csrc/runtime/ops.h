@@ -49,6 +49,7 @@ struct Window {
   int pad_top = 0, pad_left = 0;  // what is read beyond the bottom and the right follows from the output size
 };
 
+struct AmxWeights;
 struct InnerWeights;
 
 // A convolution, dense or depthwise, and the function behind it.
@@ -57,6 +58,7 @@ struct ConvSpec {
   Window window;
   Act act;
   std::shared_ptr<const InnerWeights> inner;  // made of `weights`, if it is computed by inner products (inner.h)
+  std::shared_ptr<const AmxWeights> amx;      // the same, if it is computed by the tile unit (amx.h)
 };
 
 enum class InputKind { pixels_u8, f32_nhwc, f32_nchw };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "runtime/kernel_table.h"
 
@@ -86,6 +87,18 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
   packed->weight = w;
   packed->bias = b;
   return packed;
+}
+
+std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given) {
+  std::vector<int> pieces = given;
+  for (int k = 0; given.empty() && k < w.ic; k += BLOCK) pieces.push_back(std::min(BLOCK, w.ic - k));
+  int sum = 0;
+  for (const int piece : pieces) {
+    if (piece < 1 || piece > BLOCK || piece > w.ic - sum) throw std::invalid_argument("pieces do not fit the layer");
+    sum += piece;
+  }
+  if (sum != w.ic) throw std::invalid_argument("pieces do not fit the layer");
+  return pieces;
 }
 
 WeightNorms weight_norms(const PackedWeights& packed) {

@@ -57,6 +57,10 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
                                                   const float* bias, const WeightShape& shape, bool depthwise,
                                                   PanelWidths widths);
 
+// Input channels that lie together, within a block: `given`, or blocks if that is empty. Throws std::invalid_argument
+// if they are not those of the layer.
+std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given);
+
 // Of the weights of every output channel, and of every input channel (of a depthwise convolution and of groups: of each
 // channel of a group): the square root of the sum of their squares. The bias is not among them.
 struct WeightNorms {

@@ -21,6 +21,7 @@
 #include <limits>
 
 #include "runtime/conv_kernel.h"
+#include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 
 namespace fmn {
@@ -88,7 +89,8 @@ class StrassenOp final : public Op {
         nb_(weights_->weights->panel_blocks),
         zeros_(static_cast<size_t>(nb_ * BLOCK)) {
     mr_ = max_mr(table, nb_, BLOCK);
-    for (int m = 0; m <= mr_; ++m) fns_.push_back(m > 0 ? find_gemm(table, m, nb_, false, BLOCK) : nullptr);
+    for (int m = 0; m <= mr_; ++m)
+      fns_.push_back(m > 0 ? find_gemm(table, m, nb_, false, BLOCK, loads_beside_multiplies())->run : nullptr);
     k_ = weights_->weights->ic >> levels_;
     strides_[0] = src.block_stride();
     ptrdiff_t temporary = 0;
@@ -362,7 +364,7 @@ OpPtr make_strassen(const KernelTable& table, const std::string& name, const Ten
         "the tensor to add has another shape");
   check(spec.rows > 0, name, "a chunk must have rows");
   check_act(name, spec.act);
-  ConvKernel kernel(table, name, src, dst.c, ConvSpec{spec.weights->weights, Window(), spec.act, nullptr});
+  ConvKernel kernel(table, name, src, dst.c, ConvSpec{spec.weights->weights, Window(), spec.act, nullptr, nullptr});
   check(max_mr(table, w.panel_blocks, BLOCK) > 0, name, "the kernel table has no kernel for a tile");
   const std::string id = kernel.id() + "/strassen" + std::to_string(spec.weights->levels);
   return std::make_unique<StrassenOp>(table, name, id, std::move(kernel), src, dst, add, spec);

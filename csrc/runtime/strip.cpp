@@ -80,7 +80,8 @@ class StripOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    return sums_at() + std::max(expand_ ? ptrdiff_t{ring_.h} * mid_.w : 0, project_ ? ptrdiff_t{oh_} * ow_ : 0);
+    return prepared_at() + std::max(expand_ ? expand_->prepared_floats(expand_room()) : 0,
+                                    project_ ? project_->prepared_floats(ptrdiff_t{oh_} * ow_) : 0);
   }
 
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
@@ -118,7 +119,7 @@ class StripOp final : public Op {
     const bool share_panels = project_->weights().floats() > 4 * whole_.floats();
     project_->share(
         team, tiles(0, oh_), share_panels, next_weights, frame.far,
-        [&](Range tiles) { make_sums(frame, target, 0, oh_, tiles); },
+        [&](Range tiles) { prepare(frame, target, 0, oh_, tiles); },
         [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, p, ahead); });
   }
 
@@ -139,8 +140,9 @@ class StripOp final : public Op {
   // Behind ring and strip.
   ptrdiff_t through_at() const { return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0); }
 
-  // Behind those, what is subtracted for pixels, of one convolution at a time.
-  ptrdiff_t sums_at() const {
+  // Behind those, what is prepared of pixels, for one convolution at a time.
+  ptrdiff_t expand_room() const { return ptrdiff_t{ring_.h} * mid_.w; }
+  ptrdiff_t prepared_at() const {
     return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
   }
 
@@ -180,9 +182,9 @@ class StripOp final : public Op {
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
-      if (expand_ && expand_->needs_sums()) {
+      if (expand_ && expand_->prepares()) {
         for (int r = made; r < need; ++r)
-          expand_->make_sums(source_row(frame, r), mid_.w, sums_of_row(frame, r - made));
+          expand_->prepare(source_row(frame, r), mid_.w, prepared_row(frame, r - made), expand_room());
       }
       for (ptrdiff_t p = part.begin; p < part.end; ++p) {
         if (expand_) expand(frame, p, made, need);
@@ -195,7 +197,7 @@ class StripOp final : public Op {
       if (!project_) {
         clear_padding(frame.arena, dst_, blocks, {y, end});
       } else if (target.project != nullptr) {
-        if (project_->needs_sums()) make_sums(frame, target, y, end, {0, tiles(y, end)});
+        if (project_->prepares()) prepare(frame, target, y, end, {0, tiles(y, end)});
         for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(project_->panels().size()); ++p) {
           WeightsAhead ahead = target.project->ahead(p, next_weights, frame.far);
           project(frame, target, y, end, {0, tiles(y, end)}, p, ahead);
@@ -211,7 +213,9 @@ class StripOp final : public Op {
     return frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
   }
 
-  float* sums_of_row(const Frame& frame, int row) const { return frame.scratch + sums_at() + ptrdiff_t{row} * mid_.w; }
+  float* prepared_row(const Frame& frame, int row) const {
+    return expand_->at(frame.scratch + prepared_at(), ptrdiff_t{row} * mid_.w);
+  }
 
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
@@ -229,7 +233,7 @@ class StripOp final : public Op {
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
       if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
       expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
-                    sums_of_row(frame, y - y0), n, ring_.pitch()},
+                    prepared_row(frame, y - y0), expand_room(), n, ring_.pitch()},
                    all, expand_->rows(y), panel, ahead);
     }
   }
@@ -278,15 +282,15 @@ class StripOp final : public Op {
   }
 
   // Of tiles of rows y0 .. y1 - 1, which follow each other in the strip.
-  void make_sums(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
+  void prepare(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
     const ConvKernel& kernel = *target.project;
     const int width = flat_ ? (y1 - y0) * ow_ : ow_, per_row = kernel.tiles(width);
     const auto pixel = [&](ptrdiff_t tile) {
       return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
     };
     const ptrdiff_t begin = pixel(part.begin);
-    kernel.make_sums(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
-                     frame.scratch + sums_at() + begin);
+    kernel.prepare(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
+                   kernel.at(frame.scratch + prepared_at(), begin), ptrdiff_t{y1 - y0} * ow_);
   }
 
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
@@ -306,7 +310,7 @@ class StripOp final : public Op {
       if (adds_expanded_) add = frame.scratch + ring_.at(0, (y0 + y) % ring_.h, 0);
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
                   add, (adds_expanded_ ? ring_ : add_).block_stride(), width, static_cast<int>(per_row),
-                  frame.scratch + sums_at() + row * width},
+                  kernel.at(frame.scratch + prepared_at(), row * width), ptrdiff_t{y1 - y0} * ow_},
                  tiles, kernel.rows(0), panel, ahead);
     }
   }
@@ -376,7 +380,9 @@ OpPtr make_strip(const KernelTable& table, const std::string& name, const Tensor
   check(fn != nullptr, name, "the kernel table has no depthwise kernel");
   std::string id = std::string("dw_f32/") + table.isa + "/" + size;
   if (spec.expand || spec.project) {
-    const auto dense = [](const ConvSpec& conv) { return std::string(conv.inner ? "inner" : "conv"); };
+    const auto dense = [](const ConvSpec& conv) {
+      return std::string(conv.inner ? "inner" : conv.amx ? "amx" : "conv");
+    };
     id = (spec.expand ? dense(*spec.expand) + "+" : "") + id + (spec.project ? "+" + dense(*spec.project) : "") + "/" +
          std::to_string(spec.rows);
   }

@@ -1,0 +1,295 @@
+// 1x1 convolutions of floats on the tile unit of AMX, which multiplies bfloat16 only, but 16 times as many in a cycle
+// as a core multiplies floats.
+//
+// A float has 24 bits of significand, a bfloat16 has 8, so that a float is exactly the sum of three: x = x1 + x2 + x3,
+// each the leading bits of what is left. Of the nine products of parts six are made,
+//
+//   a b = a1 b1 + (a1 b2 + a2 b1) + (a1 b3 + a2 b2 + a3 b1) + ..,
+//
+// and the others are below 2^-24 of a b, the rounding of a float product. What is multiplied is therefore what plain
+// sums multiply, at 16 / 6 times their speed. The sums are floats, of 32 channels at a time: fewer roundings.
+//
+// The unit has 8 tiles of 16 rows of 64 bytes. C is 16 pixels x 16 channels of floats: rows of it are pixels of a
+// block, as they lie in memory. A is 16 pixels x 32 channels, B is 16 x 16 x 2: 16 pairs of channels of 16 output
+// channels. A pair is one channel of each of two segments, so that splitting needs no shuffle:
+//
+//   plane 0 of a pixel: | x1 of channel 0 of s | x1 of channel 0 of t | x1 of channel 1 of s | ...   32 x 2 bytes
+//   plane 1: x2, plane 2: x3
+//
+// A last segment that has no partner is its own: its planes hold the pairs (x1, x2) and (x1, x3), its weights (b1, b1),
+// (b2, b2) and (b3, b1), which makes the six products in three steps.
+//
+// A product takes as many cycles as A has rows, and 52 until its sum can be used: four sums, two by two, keep the unit
+// busy: 32 pixels and 32 channels. Both halves of a tile have the same number of rows, and share one where it is odd.
+// For a single block two pixels by two: products with b1, and the others.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "kernels/activation.h"
+#include "kernels/overlapped.h"
+
+namespace fmn::FMN_ISA {
+namespace {
+
+// GCC 12's own functions do not say that they read and write memory.
+#define FMN_TILE_LOAD(T, P, STRIDE) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #T : : "r"(P), "r"(static_cast<ptrdiff_t>(STRIDE)) : "memory")
+#define FMN_TILE_STORE(T, P) \
+  asm volatile("tilestored %%tmm" #T ", (%0,%1,1)" : : "r"(P), "r"(static_cast<ptrdiff_t>(64)) : "memory")
+#define FMN_TILE_FMA(C, A, B) asm volatile("tdpbf16ps %%tmm" #B ", %%tmm" #A ", %%tmm" #C : : : "memory")
+#define FMN_TILE_ZERO(T) asm volatile("tilezero %%tmm" #T : : : "memory")
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  explicit TileConfig(uint8_t pixels) {
+    for (int t = 0; t < 8; ++t) {
+      row_bytes[t] = 64;
+      rows[t] = t < 6 ? pixels : 16;  // 0 to 3: C, 4 and 5: A, 6 and 7: B
+    }
+  }
+};
+
+// Four sums of NB = 2: C0 C1 are the first pixels, C2 C3 the others. The order needs few loads of A and B.
+struct Products2 {
+  static void a(const char* p, ptrdiff_t second) {
+    FMN_TILE_LOAD(4, p, AMX_PLANE);
+    FMN_TILE_LOAD(5, p + second, AMX_PLANE);
+  }
+  static void b(const char* p) {
+    FMN_TILE_LOAD(6, p, 64);
+    FMN_TILE_LOAD(7, p + AMX_TILE, 64);
+  }
+  static void multiply() {
+    FMN_TILE_FMA(0, 4, 6);
+    FMN_TILE_FMA(1, 4, 7);
+    FMN_TILE_FMA(2, 5, 6);
+    FMN_TILE_FMA(3, 5, 7);
+  }
+  static void multiply_small() { multiply(); }
+};
+
+// NB = 1: C0 and C2 are the sums of products with b1, C1 and C3 of the others.
+struct Products1 {
+  static void a(const char* p, ptrdiff_t second) { Products2::a(p, second); }
+  static void b(const char* p) { FMN_TILE_LOAD(6, p, 64); }
+  static void multiply() {
+    FMN_TILE_FMA(0, 4, 6);
+    FMN_TILE_FMA(2, 5, 6);
+  }
+  static void multiply_small() {
+    FMN_TILE_FMA(1, 4, 6);
+    FMN_TILE_FMA(3, 5, 6);
+  }
+};
+
+// The sums of the last tiles as they were stored, and what becomes of them while the next ones are multiplied: the unit
+// multiplies beside the core, which would wait for it otherwise. A tile is finished when the one behind it is complete.
+template <int NB, Behind B>
+class AmxFinish {
+ public:
+  explicit AmxFinish(const AmxArgs& g)
+      : constants_(g.act, B == Behind::swish),
+        c_(g.c),
+        add_(g.add),
+        c_stride_(g.c_stride),
+        add_stride_(g.add_stride),
+        mr_(g.mr),
+        row_pixels_(g.row_pixels),
+        row_gap_(g.row_gap),
+        column_(g.column) {}
+
+  // Where the sums of the next tile go: pixels of block 0, and AMX_PIXELS * BLOCK behind those of block 1.
+  float* sums() { return sums_[count_ % TILES]; }
+  void add_tile() {
+    ++count_;
+    row_ = count_ >= 2 ? 0 : mr_;
+  }
+
+  // The next n pixels of the last but one tile, as far as there are.
+  void some(ptrdiff_t n) { finish(n, count_ - 2); }
+  // What is left.
+  void rest() {
+    some(mr_);
+    row_ = 0;
+    finish(mr_, count_ - 1);
+  }
+
+ private:
+  static constexpr int TILES = 3;
+
+  void finish(ptrdiff_t n, ptrdiff_t tile) {
+    const ptrdiff_t begin = row_, end = std::min(begin + n, mr_);
+    row_ = end;
+    const float* from = sums_[(tile + TILES) % TILES] + begin * BLOCK;
+    for (ptrdiff_t i = begin; i < end; ++i, from += BLOCK) {
+      Vec x = load(from), y = load(from + AMX_PIXELS * BLOCK);
+      if constexpr (NB == 1) x = plus(x, y);
+      finish_one(x, c_, add_);
+      if constexpr (NB == 2) finish_one(y, c_ + c_stride_, add_ + add_stride_);
+      c_ += BLOCK;
+      if (add_ != nullptr) add_ += BLOCK;
+      if (++column_ == row_pixels_) {
+        c_ += row_gap_;
+        column_ = 0;
+      }
+    }
+  }
+
+  void finish_one(Vec& x, float* c, const float* add) {
+    if (B == Behind::swish && add_ != nullptr) plus_m(x, add);
+    finish_sum<B>(x, 0, {c, add}, constants_);
+  }
+
+  alignas(64) float sums_[TILES][2 * AMX_PIXELS * BLOCK];
+  const FinishConstants constants_;
+  float* c_;
+  const float* add_;
+  const ptrdiff_t c_stride_, add_stride_, mr_, row_pixels_, row_gap_;
+  ptrdiff_t count_ = 0, row_ = mr_, column_;
+};
+
+template <int NB, Behind B>
+__attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
+  using P = std::conditional_t<NB == 2, Products2, Products1>;
+  constexpr ptrdiff_t PART = NB * AMX_TILE;
+  const ptrdiff_t mr = g.mr, rows = (mr + 1) / 2;
+  const TileConfig config(static_cast<uint8_t>(rows));
+  _tile_loadconfig(&config);
+  const ptrdiff_t second = (mr - rows) * AMX_PLANE;
+  const char *soon = g.prefetch, *later = g.prefetch_later;
+  const ptrdiff_t lines = g.lines;
+  const ptrdiff_t groups = amx_groups(g.n_segs), at_once = (mr + groups - 1) / groups;
+  AmxFinish<NB, B> before(g);
+  // Behind every four products.
+  const auto meanwhile = [&] {
+    before.some(at_once);
+    for (ptrdiff_t i = 0; i < lines; ++i) prefetch_now(soon + i * 64);
+    soon += lines * 64;
+    if (later != nullptr) {
+      for (ptrdiff_t i = 0; i < lines; ++i) prefetch_now(later + i * 64);
+      later += lines * 64;
+    }
+  };
+  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
+    FMN_TILE_LOAD(0, g.bias, 0);
+    FMN_TILE_LOAD(2, g.bias, 0);
+    if constexpr (NB == 2) {
+      FMN_TILE_LOAD(1, g.bias + BLOCK, 0);
+      FMN_TILE_LOAD(3, g.bias + BLOCK, 0);
+    } else {
+      FMN_TILE_ZERO(1);
+      FMN_TILE_ZERO(3);
+    }
+    const char* a = g.a + tile * mr * AMX_PLANE;
+    const char* b = g.b;
+    for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
+      P::a(a + 2 * g.plane, second);
+      P::b(b);
+      P::multiply();  // a3 b1
+      meanwhile();
+      P::a(a, second);
+      P::multiply();  // a1 b1
+      meanwhile();
+      P::a(a + g.plane, second);
+      P::multiply();  // a2 b1
+      meanwhile();
+      P::b(b + PART);
+      P::multiply_small();  // a2 b2
+      meanwhile();
+      P::a(a, second);
+      P::multiply_small();  // a1 b2
+      meanwhile();
+      P::b(b + 2 * PART);
+      P::multiply_small();  // a1 b3
+      meanwhile();
+      a += 3 * g.plane;
+      b += AMX_PARTS * PART;
+    }
+    if (g.n_segs % 2 != 0) {
+      P::a(a + g.plane, second);
+      P::b(b + 2 * PART);
+      P::multiply_small();  // a1 b3 + a3 b1
+      meanwhile();
+      P::a(a, second);
+      P::b(b + PART);
+      P::multiply_small();  // a1 b2 + a2 b2
+      meanwhile();
+      P::b(b);
+      P::multiply();  // a1 b1 + a2 b1
+      meanwhile();
+    }
+    float* const to = before.sums();
+    const ptrdiff_t at = second / AMX_PLANE * BLOCK;
+    FMN_TILE_STORE(0, to);
+    FMN_TILE_STORE(2, to + at);
+    FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);
+    FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
+    before.add_tile();
+  }
+  before.rest();
+  _tile_release();
+}
+
+template <int NB>
+void gemm_amx(const AmxArgs& g) {
+  if (g.act.kind != ActKind::clamp) {
+    gemm_amx_tiles<NB, Behind::swish>(g);
+  } else if (g.add != nullptr) {
+    gemm_amx_tiles<NB, Behind::add_clamp>(g);
+  } else {
+    gemm_amx_tiles<NB, Behind::clamp>(g);
+  }
+}
+
+// The high half of every float: of x the low half of a pair, of y the high one.
+inline __m512i pairs_of(Vec x, Vec y) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(x), 16), _mm512_castps_si512(y), high, 0xf8);
+}
+
+// What is left of x without its leading bits: exact.
+inline Vec rest_of(Vec x) {
+  const Vec leading =
+      _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  return minus(x, leading);
+}
+
+void split_amx(const AmxSplitArgs& g) {
+  char* dst = g.dst;
+  const auto lanes = [](const Segment& s) { return static_cast<__mmask16>((1u << s.len) - 1); };
+  ptrdiff_t i = 0;
+  for (; i + 2 <= g.n_segs; i += 2, dst += 3 * g.plane) {
+    const Segment &s = g.segs[i], &t = g.segs[i + 1];
+    const __mmask16 of_s = lanes(s), of_t = lanes(t);
+    const float *x = g.a + s.offset, *y = g.a + t.offset;
+    for (ptrdiff_t p = 0; p < g.pixels; ++p) {
+      const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * BLOCK), y1 = _mm512_maskz_loadu_ps(of_t, y + p * BLOCK);
+      const Vec x2 = rest_of(x1), y2 = rest_of(y1), x3 = rest_of(x2), y3 = rest_of(y2);
+      char* const to = dst + p * AMX_PLANE;
+      _mm512_storeu_si512(to, pairs_of(x1, y1));
+      _mm512_storeu_si512(to + g.plane, pairs_of(x2, y2));
+      _mm512_storeu_si512(to + 2 * g.plane, pairs_of(x3, y3));
+    }
+  }
+  if (i == g.n_segs) return;
+  const Segment& s = g.segs[i];
+  const __mmask16 of_s = lanes(s);
+  const float* x = g.a + s.offset;
+  for (ptrdiff_t p = 0; p < g.pixels; ++p) {
+    const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * BLOCK), x2 = rest_of(x1), x3 = rest_of(x2);
+    char* const to = dst + p * AMX_PLANE;
+    _mm512_storeu_si512(to, pairs_of(x1, x2));
+    _mm512_storeu_si512(to + g.plane, pairs_of(x1, x3));
+  }
+}
+
+}  // namespace
+}  // namespace fmn::FMN_ISA
