@@ -5,16 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from .caches import Caches
 from .graph import Graph, Node, Shape, count_macs, is_depthwise, kernel_size
-from .strassen import Split
 
 BLOCK = 16
 FLOAT = 4
 
 #: The part of its time that a strip gains over nodes that run alone, where both were measured (Zen 4, 7 to 56 px).
 STRIP_GAIN = 0.027
+
+
+class Alone(Protocol):
+    """How a convolution is computed that gains by it where it is a step of its own."""
+
+    #: The part of the second-level cache that the map between it and a depthwise convolution may take, or a strip is
+    #: faster all the same.
+    ROOM: ClassVar[float]
+
+    @property
+    def saving(self) -> float:
+        """The part of its time that is saved."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ def plan_steps(
     graph: Graph,
     shapes: Mapping[str, Shape],
     caches: Caches,
-    splits: Mapping[str, Split] | None = None,
+    splits: Mapping[str, Alone] | None = None,
     scattered: Container[str] = (),
 ) -> list[Step]:
     """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
@@ -183,14 +195,15 @@ def _weight_bytes(node: Node) -> int:
     return node.params["weight"].size * FLOAT
 
 
-def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Split]) -> bool:
-    """Whether Strassen's product saves more than the strip gains. Never where the map between is larger than the cache:
-    one more tensor of that size makes the steps before it slower too."""
+def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Alone]) -> bool:
+    """Whether that saves more than the strip gains. Never where the map between is larger than the cache: one more tensor
+    of that size makes the steps before it slower too."""
     assert step.depthwise is not None
     _, h, w, c = shapes[step.depthwise.inputs[0]]
     macs = {n.name: count_macs(n, shapes) for n in step.nodes}
-    saved = sum(splits[name].saving * n for name, n in macs.items() if name in splits)
-    return h * w * c * FLOAT < caches.l2 and saved > STRIP_GAIN * sum(macs.values())
+    fits = {n: splits[n] for n in macs if n in splits and h * w * c * FLOAT < splits[n].ROOM * caches.l2}
+    saved = sum(how.saving * macs[name] for name, how in fits.items())
+    return saved > STRIP_GAIN * sum(macs.values())
 
 
 def make(expand: Node | None, depthwise: Node, project: Node | None, rows: int) -> Step:

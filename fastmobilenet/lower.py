@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import _native, amx, in_file, inner, strassen, winograd
-from .amx import choose_amx
+from .amx import InTiles, choose_amx
 from .caches import caches
 from .channel_order import PLAIN, Order, Wiring, choose_orders, pack_order, plain_order, wire
 from .errors import ModelError
@@ -184,7 +184,7 @@ class Engine:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
         pieces = self._wiring.pieces
-        in_tiles: dict[str, tuple[int, ...]] = {}
+        in_tiles: dict[str, InTiles] = {}
         if self._use_amx:
             in_tiles = choose_amx(graph, shapes, self._weights, pieces=pieces)
         inners: dict[str, Inner] = {}
@@ -221,17 +221,18 @@ class Engine:
         w: int,
         inners: Mapping[str, Inner],
         splits: Mapping[str, Split],
-        in_tiles: Mapping[str, tuple[int, ...]],
+        in_tiles: Mapping[str, InTiles],
     ) -> _native.Program:
         """``wiring``: that of the engine or of another graph whose convolutions are among those of the engine."""
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
+        steps = plan_steps(graph, shapes, caches(), {**splits, **in_tiles}, scattered=wiring.runs)
+        in_turns = {step.expand.name for step in steps if step.expand is not None}
         specs = {
-            n.name: self._spec(n, shapes, inners.get(n.name), in_tiles.get(n.name))
+            n.name: self._spec(n, shapes, inners.get(n.name), None if n.name in in_turns else in_tiles.get(n.name))
             for n in graph.nodes
             if n.name in self._weights
         }
-        steps = plan_steps(graph, shapes, caches(), splits, scattered=wiring.runs)
         steps = [step for step in steps if step.output not in wiring.absent]
         arena = plan_arena(graph, shapes, steps, wiring)
         program = _native.Program(self.isa, arena.floats, self._arenas)
@@ -384,14 +385,13 @@ class Engine:
         return made
 
     def _spec(
-        self, node: Node, shapes: dict[str, Shape], choice: Inner | None, pieces: tuple[int, ...] | None
+        self, node: Node, shapes: dict[str, Shape], choice: Inner | None, in_tiles: InTiles | None
     ) -> _native.ConvSpec:
-        """``pieces``: not None where AMX computes it (amx.py)."""
         _, h, w, _ = shapes[node.inputs[0]]
         top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
         weights = None if choice is None else self._inner_factors(node.name, choice)
-        tiles = None if pieces is None else self._amx_factors(node.name, pieces)
+        tiles = None if in_tiles is None else self._amx_factors(node.name, in_tiles.pieces)
         act = _act(node.activation)
         return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), act, weights, tiles)
 

@@ -42,6 +42,7 @@ class Split:
     """``levels`` of halving; ``groups`` of 2^levels panels of output channels; ``rows`` of the map that are multiplied
     at a time; ``saving``: the part of the layer's time that it is expected to save."""
 
+    ROOM = 1.0
     levels: int
     groups: int
     rows: int

@@ -95,65 +95,66 @@ struct Products1 {
 template <int NB, Behind B>
 class AmxFinish {
  public:
-  explicit AmxFinish(const AmxArgs& g)
-      : constants_(g.act, B == Behind::swish),
-        c_(g.c),
-        add_(g.add),
-        c_stride_(g.c_stride),
-        add_stride_(g.add_stride),
-        mr_(g.mr),
-        row_pixels_(g.row_pixels),
-        row_gap_(g.row_gap),
-        column_(g.column) {}
+  explicit AmxFinish(const AmxArgs& g) : g_(g), constants_(g.act, B == Behind::swish) {}
 
   // Where the sums of the next tile go: pixels of block 0, and AMX_PIXELS * BLOCK behind those of block 1.
   float* sums() { return sums_[count_ % TILES]; }
-  void add_tile() {
-    ++count_;
-    row_ = count_ >= 2 ? 0 : mr_;
+  // It begins with this pixel, of which the first `done` belong to the tile before it.
+  void add_tile(ptrdiff_t panel, ptrdiff_t pixel, ptrdiff_t done) {
+    const ptrdiff_t in_row = g_.column + pixel + done, row = g_.row_pixels > 0 ? in_row / g_.row_pixels : 0;
+    Tile& t = tiles_[count_++ % TILES];
+    t.c = g_.c + panel * NB * g_.c_stride + (pixel + done) * BLOCK + row * g_.row_gap;
+    t.add = g_.add != nullptr ? g_.add + panel * NB * g_.add_stride + (pixel + done) * BLOCK : nullptr;
+    t.next = done;
+    t.column = in_row - row * g_.row_pixels;
   }
 
   // The next n pixels of the last but one tile, as far as there are.
-  void some(ptrdiff_t n) { finish(n, count_ - 2); }
+  void some(ptrdiff_t n) {
+    if (count_ >= 2) finish(n, tiles_[(count_ - 2) % TILES], sums_[(count_ - 2) % TILES]);
+  }
   // What is left.
   void rest() {
-    some(mr_);
-    row_ = 0;
-    finish(mr_, count_ - 1);
+    some(g_.mr);
+    finish(g_.mr, tiles_[(count_ - 1) % TILES], sums_[(count_ - 1) % TILES]);
   }
 
  private:
   static constexpr int TILES = 3;
+  struct Tile {
+    float* c;
+    const float* add;
+    ptrdiff_t next, column;  // the first pixel that is not finished
+  };
 
-  void finish(ptrdiff_t n, ptrdiff_t tile) {
-    const ptrdiff_t begin = row_, end = std::min(begin + n, mr_);
-    row_ = end;
-    const float* from = sums_[(tile + TILES) % TILES] + begin * BLOCK;
+  void finish(ptrdiff_t n, Tile& t, const float* sums) {
+    const ptrdiff_t begin = t.next, end = std::min(begin + n, g_.mr);
+    t.next = end;
+    const float* from = sums + begin * BLOCK;
     for (ptrdiff_t i = begin; i < end; ++i, from += BLOCK) {
       Vec x = load(from), y = load(from + AMX_PIXELS * BLOCK);
       if constexpr (NB == 1) x = plus(x, y);
-      finish_one(x, c_, add_);
-      if constexpr (NB == 2) finish_one(y, c_ + c_stride_, add_ + add_stride_);
-      c_ += BLOCK;
-      if (add_ != nullptr) add_ += BLOCK;
-      if (++column_ == row_pixels_) {
-        c_ += row_gap_;
-        column_ = 0;
+      finish_one(x, t.c, t.add);
+      if constexpr (NB == 2) finish_one(y, t.c + g_.c_stride, t.add + g_.add_stride);
+      t.c += BLOCK;
+      if (t.add != nullptr) t.add += BLOCK;
+      if (++t.column == g_.row_pixels) {
+        t.c += g_.row_gap;
+        t.column = 0;
       }
     }
   }
 
   void finish_one(Vec& x, float* c, const float* add) {
-    if (B == Behind::swish && add_ != nullptr) plus_m(x, add);
+    if (B == Behind::swish && g_.add != nullptr) plus_m(x, add);
     finish_sum<B>(x, 0, {c, add}, constants_);
   }
 
   alignas(64) float sums_[TILES][2 * AMX_PIXELS * BLOCK];
+  Tile tiles_[TILES];
+  const AmxArgs& g_;
   const FinishConstants constants_;
-  float* c_;
-  const float* add_;
-  const ptrdiff_t c_stride_, add_stride_, mr_, row_pixels_, row_gap_;
-  ptrdiff_t count_ = 0, row_ = mr_, column_;
+  ptrdiff_t count_ = 0;
 };
 
 template <int NB, Behind B>
@@ -164,75 +165,78 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
   const TileConfig config(static_cast<uint8_t>(rows));
   _tile_loadconfig(&config);
   const ptrdiff_t second = (mr - rows) * AMX_PLANE;
-  const char *soon = g.prefetch, *later = g.prefetch_later;
-  const ptrdiff_t lines = g.lines;
   const ptrdiff_t groups = amx_groups(g.n_segs), at_once = (mr + groups - 1) / groups;
+  const ptrdiff_t panel_bytes = (g.n_segs + 1) / 2 * AMX_PARTS * PART;
   AmxFinish<NB, B> before(g);
+  const char *soon, *later = g.later;
   // Behind every four products.
   const auto meanwhile = [&] {
     before.some(at_once);
-    for (ptrdiff_t i = 0; i < lines; ++i) prefetch_now(soon + i * 64);
-    soon += lines * 64;
-    if (later != nullptr) {
-      for (ptrdiff_t i = 0; i < lines; ++i) prefetch_now(later + i * 64);
-      later += lines * 64;
-    }
+    for (ptrdiff_t i = 0; i < g.next_lines; ++i) prefetch_now(soon + i * 64);
+    soon += g.next_lines * 64;
+    for (ptrdiff_t i = 0; i < g.later_lines; ++i) prefetch_now(later + i * 64);
+    later += g.later_lines * 64;
   };
-  for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
-    FMN_TILE_LOAD(0, g.bias, 0);
-    FMN_TILE_LOAD(2, g.bias, 0);
-    if constexpr (NB == 2) {
-      FMN_TILE_LOAD(1, g.bias + BLOCK, 0);
-      FMN_TILE_LOAD(3, g.bias + BLOCK, 0);
-    } else {
-      FMN_TILE_ZERO(1);
-      FMN_TILE_ZERO(3);
+  for (ptrdiff_t panel = 0; panel < g.panels; ++panel) {
+    const char* const weights = g.b + panel * panel_bytes;
+    const float* const bias = g.bias + panel * NB * BLOCK;
+    soon = panel + 1 < g.panels ? weights + panel_bytes : g.next;
+    for (ptrdiff_t begin = 0; begin < g.pixels; begin += mr) {
+      const ptrdiff_t pixel = std::min(begin, g.pixels - mr);
+      FMN_TILE_LOAD(0, bias, 0);
+      FMN_TILE_LOAD(2, bias, 0);
+      if constexpr (NB == 2) {
+        FMN_TILE_LOAD(1, bias + BLOCK, 0);
+        FMN_TILE_LOAD(3, bias + BLOCK, 0);
+      } else {
+        FMN_TILE_ZERO(1);
+        FMN_TILE_ZERO(3);
+      }
+      const char *a = g.a + pixel * AMX_PLANE, *b = weights;
+      for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
+        P::a(a + 2 * g.plane, second);
+        P::b(b);
+        P::multiply();  // a3 b1
+        meanwhile();
+        P::a(a, second);
+        P::multiply();  // a1 b1
+        meanwhile();
+        P::a(a + g.plane, second);
+        P::multiply();  // a2 b1
+        meanwhile();
+        P::b(b + PART);
+        P::multiply_small();  // a2 b2
+        meanwhile();
+        P::a(a, second);
+        P::multiply_small();  // a1 b2
+        meanwhile();
+        P::b(b + 2 * PART);
+        P::multiply_small();  // a1 b3
+        meanwhile();
+        a += 3 * g.plane;
+        b += AMX_PARTS * PART;
+      }
+      if (g.n_segs % 2 != 0) {
+        P::a(a + g.plane, second);
+        P::b(b + 2 * PART);
+        P::multiply_small();  // a1 b3 + a3 b1
+        meanwhile();
+        P::a(a, second);
+        P::b(b + PART);
+        P::multiply_small();  // a1 b2 + a2 b2
+        meanwhile();
+        P::b(b);
+        P::multiply();  // a1 b1 + a2 b1
+        meanwhile();
+      }
+      float* const to = before.sums();
+      const ptrdiff_t at = second / AMX_PLANE * BLOCK;
+      FMN_TILE_STORE(0, to);
+      FMN_TILE_STORE(2, to + at);
+      FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);
+      FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
+      before.add_tile(panel, pixel, begin - pixel);
     }
-    const char* a = g.a + tile * mr * AMX_PLANE;
-    const char* b = g.b;
-    for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
-      P::a(a + 2 * g.plane, second);
-      P::b(b);
-      P::multiply();  // a3 b1
-      meanwhile();
-      P::a(a, second);
-      P::multiply();  // a1 b1
-      meanwhile();
-      P::a(a + g.plane, second);
-      P::multiply();  // a2 b1
-      meanwhile();
-      P::b(b + PART);
-      P::multiply_small();  // a2 b2
-      meanwhile();
-      P::a(a, second);
-      P::multiply_small();  // a1 b2
-      meanwhile();
-      P::b(b + 2 * PART);
-      P::multiply_small();  // a1 b3
-      meanwhile();
-      a += 3 * g.plane;
-      b += AMX_PARTS * PART;
-    }
-    if (g.n_segs % 2 != 0) {
-      P::a(a + g.plane, second);
-      P::b(b + 2 * PART);
-      P::multiply_small();  // a1 b3 + a3 b1
-      meanwhile();
-      P::a(a, second);
-      P::b(b + PART);
-      P::multiply_small();  // a1 b2 + a2 b2
-      meanwhile();
-      P::b(b);
-      P::multiply();  // a1 b1 + a2 b1
-      meanwhile();
-    }
-    float* const to = before.sums();
-    const ptrdiff_t at = second / AMX_PLANE * BLOCK;
-    FMN_TILE_STORE(0, to);
-    FMN_TILE_STORE(2, to + at);
-    FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);
-    FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
-    before.add_tile();
   }
   before.rest();
   _tile_release();

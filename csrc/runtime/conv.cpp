@@ -45,8 +45,8 @@ class ConvOp final : public Op {
     kernel_.share(
         team, n_tiles, panels_outside, next_weights, frame.far,
         [&](Range tiles) { prepare(frame, tiles, per_row, prepared(panels_outside, tiles, per_row)); },
-        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) {
-          run_panel(frame, tiles, per_row, p, prepared(panels_outside, tiles, per_row), ahead);
+        [&](Range panels, Range tiles, WeightsAhead& ahead) {
+          run_panels(frame, tiles, per_row, panels, prepared(panels_outside, tiles, per_row), ahead);
         });
   }
 
@@ -117,28 +117,26 @@ class ConvOp final : public Op {
     });
   }
 
-  void run_panel(const Frame& frame, Range tiles, int per_row, ptrdiff_t p, const Prepared& all,
-                 WeightsAhead& ahead) const {
-    const Panel& panel = kernel_.panels()[static_cast<size_t>(p)];
+  void run_panels(const Frame& frame, Range tiles, int per_row, Range panels, const Prepared& all,
+                  WeightsAhead& ahead) const {
     if (through_ || row_pixels_ > 0) {
       const auto begin = [&](ptrdiff_t tile) {  // the first row that begins in this tile or behind
         return (ConvKernel::first_pixel(width_, per_row, tile) + dst_.w - 1) / dst_.w;
       };
-      clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {begin(tiles.begin), begin(tiles.end)});
+      clear_padding(frame.arena, dst_, kernel_.blocks(panels), {begin(tiles.begin), begin(tiles.end)});
     }
     if (through_) {
-      kernel_.run_through(frame.scratch, frame.arena + rows_[0].a, width_, per_row, tiles, panel, dst_.w, ahead,
+      kernel_.run_through(frame.scratch, frame.arena + rows_[0].a, width_, per_row, tiles, panels.begin, dst_.w, ahead,
                           [&](int block, int y) { return frame.arena + dst_.at(block, y, 0); });
       return;
     }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const Row& row = rows_[static_cast<size_t>(y)];
-      if (part.begin == 0 && row_pixels_ == 0)
-        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
+      if (part.begin == 0 && row_pixels_ == 0) clear_padding(frame.arena, dst_, kernel_.blocks(panels), {y, y + 1});
       kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
                    has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_, per_row,
                    kernel_.at(frame.scratch, y * width_ - all.begin), all.room, 1, dst_.pitch(), row_pixels_},
-                  part, row.window, panel, ahead);
+                  part, row.window, panels, ahead);
     });
   }
 

@@ -118,18 +118,18 @@ int ConvKernel::row_tiles(int width) const {
   return least;
 }
 
-void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel,
-                     WeightsAhead& ahead) const {
+void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const {
   if (spec_.amx) {
-    run_amx(pixels, part, panel, ahead);
+    run_amx(pixels, part, some, ahead);
     return;
   }
+  const Panel& panel = panels()[static_cast<size_t>(some.begin)];
   const int size = pixels.count / pixels.tiles;
   if (pixels.rows > 1 && (pixels.count % pixels.tiles != 0 || !rows_at_once_[static_cast<size_t>(size)])) {
     Pixels row = pixels;
     row.rows = 1;
     for (int y = 0; y < pixels.rows; ++y) {
-      run(row, part, rows, panel, ahead);
+      run(row, part, rows, some, ahead);
       row.a += pixels.count * xs_;
       row.c += pixels.c_pitch;
       if (row.prepared != nullptr) row.prepared += pixels.count;
@@ -185,39 +185,54 @@ void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t 
   }
 }
 
-// Rows are cut as one: the kernel finds the gaps between them by itself.
-void ConvKernel::run_amx(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {
+// Rows are cut as one, with the gaps between them.
+void ConvKernel::run_amx(const Pixels& pixels, Range part, Range some, WeightsAhead& ahead) const {
+  const int count = pixels.count * pixels.rows, first = first_pixel(pixels.count, pixels.tiles, part.begin);
+  const Panel &panel = panels()[static_cast<size_t>(some.begin)], &last = panels()[static_cast<size_t>(some.end - 1)];
   AmxArgs g;
+  g.pixels = pixels.rows > 1 ? count : first_pixel(pixels.count, pixels.tiles, part.end) - first;
+  if (g.pixels == 0) return;
+  const ptrdiff_t n_tiles = (g.pixels + AMX_PIXELS - 1) / AMX_PIXELS;
+  g.mr = (g.pixels + n_tiles - 1) / n_tiles;
+  g.a = reinterpret_cast<const char*>(pixels.prepared + ptrdiff_t{first} * BLOCK);
   g.plane = pixels.prepared_plane * AMX_PLANE;
   g.n_segs = static_cast<ptrdiff_t>(spec_.amx->pieces.size());
-  g.b = reinterpret_cast<const char*>(weights_of(panel));
-  g.bias = spec_.weights->bias + panel.block * BLOCK;
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
-  const int count = pixels.count * pixels.rows, n = pixels.rows > 1 ? tiles(count) : pixels.tiles;
-  if (pixels.rows > 1) part = {0, n};
   g.row_pixels = pixels.rows > 1 ? pixels.count : pixels.row_pixels;
-  if (g.row_pixels > 0) g.row_gap = pixels.c_pitch - g.row_pixels * BLOCK;
-  // As many lines in all as the panel has, which is about what the next one has.
-  constexpr ptrdiff_t MOST_LINES = 16;
-  const ptrdiff_t panel_lines = spec_.amx->panel_floats(panel) / BLOCK, in_all = groups() * (part.end - part.begin);
-  g.lines = std::clamp((panel_lines + in_all - 1) / std::max<ptrdiff_t>(in_all, 1), ptrdiff_t{1}, MOST_LINES);
-  float* const c = pixels.c + panel.block * pixels.c_stride;
-  by_width(count, n, part, [&](ptrdiff_t tiles, ptrdiff_t x, int mr) {
-    g.tiles = tiles;
-    g.mr = mr;
-    g.a = reinterpret_cast<const char*>(at(const_cast<float*>(pixels.prepared), x));
-    const ptrdiff_t row = g.row_pixels > 0 ? x / g.row_pixels : 0;
-    g.column = x - row * g.row_pixels;
-    g.c = c + x * BLOCK + row * g.row_gap;
-    g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
-    const ptrdiff_t lines = g.lines * groups() * tiles;
-    const char* soon = ahead.take(lines);
-    g.prefetch = soon != nullptr ? soon : g.b;
-    g.prefetch_later = ahead.far->take(lines);
-    amx_->gemm[panel.nb - 1](g);
-  });
+  g.row_gap = g.row_pixels > 0 ? pixels.c_pitch - g.row_pixels * BLOCK : 0;
+  const ptrdiff_t row = g.row_pixels > 0 ? first / g.row_pixels : 0;
+  g.column = first - row * g.row_pixels;
+
+  // All of the next panel, and what of the next layer that leaves room for.
+  constexpr ptrdiff_t MOST_LINES = 16, MOST_LATER = 4;
+  const auto up = [](ptrdiff_t n, ptrdiff_t by) { return (n + by - 1) / by; };
+  const ptrdiff_t in_panel = amx_groups(g.n_segs) * n_tiles, in_all = in_panel * (some.end - some.begin);
+  const ptrdiff_t panel_lines = spec_.amx->panel_floats(panel) / BLOCK;
+  g.next_lines = std::min(up(panel_lines, in_panel), MOST_LINES);
+  const char* soon = ahead.take(g.next_lines * in_panel);
+  g.next = soon != nullptr ? soon : reinterpret_cast<const char*>(weights_of(panel));
+  g.later_lines = std::min(up(ahead.later.lines(), in_all), MOST_LATER);
+  g.later = ahead.later.take(g.later_lines * in_all);
+  if (g.later == nullptr) {
+    g.later_lines = 1;
+    g.later = ahead.far->take(in_all);
+  }
+  if (g.later == nullptr) g.later_lines = 0;
+
+  const auto run = [&](const Panel& from, ptrdiff_t n) {
+    g.panels = n;
+    g.b = reinterpret_cast<const char*>(weights_of(from));
+    g.bias = spec_.weights->bias + from.block * BLOCK;
+    g.c = pixels.c + from.block * pixels.c_stride + ptrdiff_t{first} * BLOCK + row * g.row_gap;
+    g.add = pixels.add != nullptr ? pixels.add + from.block * pixels.add_stride + ptrdiff_t{first} * BLOCK : nullptr;
+    amx_->gemm[from.nb - 1](g);
+  };
+  const bool narrow = last.nb == 1;  // and the only one
+  const ptrdiff_t wide = some.end - some.begin - (narrow ? 1 : 0);
+  if (wide > 0) run(panel, wide);
+  if (narrow) run(last, 1);
 }
 
 void ConvKernel::run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const {

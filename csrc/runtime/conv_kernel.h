@@ -76,8 +76,17 @@ class ConvKernel {
   bool knows_gaps() const { return spec_.amx != nullptr; }
   bool prepares_much() const { return spec_.amx != nullptr; }
 
-  // Tiles [part.begin, part.end) of the pixels. `ahead`: what to fetch meanwhile.
-  void run(const Pixels& pixels, Range part, const Rows& rows, const Panel& panel, WeightsAhead& ahead) const;
+  // Of panels begin .. end - 1, which of them to run by one call from `begin` on.
+  Range together(ptrdiff_t begin, ptrdiff_t end) const { return {begin, spec_.amx ? end : begin + 1}; }
+  // All panels.
+  Range all_panels() const { return {0, static_cast<ptrdiff_t>(panels().size())}; }
+  Range blocks(Range some) const {
+    const Panel& last = panels()[static_cast<size_t>(some.end - 1)];
+    return {panels()[static_cast<size_t>(some.begin)].block, last.block + last.nb};
+  }
+
+  // Tiles [part.begin, part.end) of the pixels, of panels that belong together. `ahead`: what to fetch meanwhile.
+  void run(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const;
 
   // Whether tiles along rows of so many pixels are so much narrower than the widest that it pays to cut several rows
   // as one, write that into a buffer and copy it from there: rows of 7 in tiles of 6 run at 0.71 of the peak, and 49
@@ -93,10 +102,11 @@ class ConvKernel {
   // Tiles of `count` pixels that are rows of `width`, by way of `buffer`; row(block, y) is where row y of a block of C
   // begins.
   template <class F>
-  void run_through(float* buffer, const float* a, int count, int n_tiles, Range part, const Panel& panel, int width,
+  void run_through(float* buffer, const float* a, int count, int n_tiles, Range part, ptrdiff_t p, int width,
                    WeightsAhead& ahead, F&& row) const {
+    const Panel& panel = panels()[static_cast<size_t>(p)];
     const ptrdiff_t stride = ptrdiff_t{count} * BLOCK;
-    run({a, buffer - panel.block * stride, stride, nullptr, 0, count, n_tiles}, part, rows(0), panel, ahead);
+    run({a, buffer - panel.block * stride, stride, nullptr, 0, count, n_tiles}, part, rows(0), {p, p + 1}, ahead);
     const int begin = first_pixel(count, n_tiles, part.begin), end = first_pixel(count, n_tiles, part.end);
     for (int b = 0; b < panel.nb; ++b) {
       for (int x = begin, next; x < end; x = next) {
@@ -120,15 +130,15 @@ class ConvKernel {
     return {weights_of(panel), spec_.amx ? spec_.amx->panel_floats(panel) : spec_.weights->k(panel) * panel.width()};
   }
 
-  // What to fetch during panel p if `next` is read after this layer.
-  WeightsAhead ahead(ptrdiff_t p, const WeightStream& next, FarWeights* far) const {
-    return ahead(p, {0, 1}, 1, next, far);
+  // What to fetch during some panels if `next` is read after this layer.
+  WeightsAhead ahead(Range some, const WeightStream& next, FarWeights* far) const {
+    return ahead(some, {0, 1}, 1, next, far);
   }
 
-  // The same for some of the tiles of a panel.
-  WeightsAhead ahead(ptrdiff_t p, Range tiles, ptrdiff_t n_tiles, const WeightStream& next, FarWeights* far) const {
-    return {stream(p + 1).part(tiles, n_tiles),
-            next.part({p * n_tiles + tiles.begin, p * n_tiles + tiles.end},
+  // The same for some of the tiles of the panels.
+  WeightsAhead ahead(Range some, Range tiles, ptrdiff_t n_tiles, const WeightStream& next, FarWeights* far) const {
+    return {stream(some.end).part(tiles, n_tiles),
+            next.part({some.begin * n_tiles + tiles.begin, (some.end - 1) * n_tiles + tiles.end},
                       static_cast<ptrdiff_t>(panels().size()) * n_tiles),
             far};
   }
@@ -140,7 +150,7 @@ class ConvKernel {
     return lines;
   }
 
-  // Does all tiles of all panels with the other threads: run(p, tiles, ahead) for some tiles of one panel.
+  // Does all tiles of all panels with the other threads: run(some, tiles, ahead) for some tiles of some panels.
   // panels_outside: walk over all tiles for each panel, else over all panels for every few tiles. Before a thread runs
   // tiles whose pixels are prepared, it calls prepare_tiles(tiles): of all, or of MOST_TILES at a time.
   static constexpr int MOST_TILES = 8;  // a row of 112 pixels; its part of A stays in the first-level cache
@@ -150,7 +160,7 @@ class ConvKernel {
 
  private:
   void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
-  void run_amx(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
+  void run_amx(const Pixels& pixels, Range part, Range some, WeightsAhead& ahead) const;
   ptrdiff_t groups() const { return amx_groups(static_cast<ptrdiff_t>(spec_.amx->pieces.size())); }
   template <class Args, class Run>
   void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;
@@ -202,10 +212,13 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
     team.share(n_panels * n_tiles, grain_of_macs(macs), [&](Range part) {
       if (!ready) prepare_tiles(Range{0, n_tiles});
       ready = true;
-      for (ptrdiff_t p = part.begin / n_tiles; p * n_tiles < part.end; ++p) {
-        const Range tiles{std::max(part.begin - p * n_tiles, ptrdiff_t{0}), std::min(part.end - p * n_tiles, n_tiles)};
-        WeightsAhead soon = ahead(p, tiles, n_tiles, next, far);
-        run(p, tiles, soon);
+      for (ptrdiff_t at = part.begin; at < part.end;) {
+        const ptrdiff_t p = at / n_tiles, first = at % n_tiles, whole = (part.end - at) / n_tiles;
+        const Range some = first == 0 && whole > 0 ? together(p, p + whole) : Range{p, p + 1};
+        const Range tiles{first, std::min(part.end - p * n_tiles, n_tiles)};
+        WeightsAhead soon = ahead(some, tiles, n_tiles, next, far);
+        run(some, tiles, soon);
+        at = (some.end - 1) * n_tiles + tiles.end;
       }
     });
     return;
@@ -215,9 +228,9 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
     for (ptrdiff_t begin = part.begin; begin < part.end; begin += MOST_TILES) {
       const Range tiles{begin, std::min(begin + MOST_TILES, part.end)};
       if (prepares()) prepare_tiles(tiles);
-      for (ptrdiff_t p = 0; p < n_panels; ++p) {
-        WeightsAhead soon = ahead(p, next, far);
-        run(p, tiles, soon);
+      for (Range some = together(0, n_panels); some.begin < n_panels; some = together(some.end, n_panels)) {
+        WeightsAhead soon = ahead(some, next, far);
+        run(some, tiles, soon);
       }
     }
   });

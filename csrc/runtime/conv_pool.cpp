@@ -73,11 +73,11 @@ class ConvPoolOp final : public Op {
   void convolve(const Frame& frame, int first, int y0, int y1) const {
     const Range all{0, conv_.tiles(some_.w)};
     for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(conv_.panels().size()); ++p) {
-      WeightsAhead ahead = conv_.ahead(p, next_weights, frame.far);
+      WeightsAhead ahead = conv_.ahead({p, p + 1}, next_weights, frame.far);
       for (int y = y0; y < y1; ++y) {
         conv_.run({frame.arena + src_.at(0, conv_.top(y), -pad_left_), frame.scratch + some_.at(0, y - first, 0),
                    some_.block_stride(), nullptr, 0, some_.w, static_cast<int>(all.end)},
-                  all, conv_.rows(y), conv_.panels()[static_cast<size_t>(p)], ahead);
+                  all, conv_.rows(y), {p, p + 1}, ahead);
       }
     }
   }

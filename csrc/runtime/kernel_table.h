@@ -211,23 +211,27 @@ struct AmxSplitArgs {
   ptrdiff_t plane;  // bytes
 };
 struct AmxArgs {
-  ptrdiff_t tiles;
-  ptrdiff_t mr;      // pixels of a tile
+  ptrdiff_t pixels;
+  ptrdiff_t mr;      // of a tile; tiles follow each other, and the last ends with the last pixel
+  ptrdiff_t panels;  // that follow each other, each of nb blocks
   const char* a;     // as they were split
   ptrdiff_t plane;   // bytes
   ptrdiff_t n_segs;  // of the split
-  const char* b;     // [(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
+  const char* b;     // [panels][(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
   const float* bias;
   float* c;  // as in GemmArgs
   ptrdiff_t c_stride;
-  const float* add;
+  const float* add;  // or null
   ptrdiff_t add_stride;
   Act act;
-  const char* prefetch;  // so many cache lines for every group of products, of which amx_groups are in a tile
-  ptrdiff_t lines;
-  const char* prefetch_later;  // as many, or null
   // row_gap more floats of C behind every so many pixels, or 0; the first is pixel `column` of its row. Without add.
-  ptrdiff_t row_pixels = 0, row_gap = 0, column = 0;
+  ptrdiff_t row_pixels, row_gap, column;
+  // With every group of products, of which a tile has amx_groups, so many cache lines are fetched of the next panel, or
+  // of these behind the last; and so many of those, all the time.
+  const char* next;
+  ptrdiff_t next_lines;
+  const char* later;
+  ptrdiff_t later_lines;
 };
 
 using GemmFn = void (*)(const GemmArgs&);

@@ -134,9 +134,9 @@ class WeightStream {
     s.left_ = std::min(s.left_, most);
     return s;
   }
+  ptrdiff_t lines() const { return std::min(most_, left_ + (rest_ != nullptr ? rest_->lines() : 0)); }
 
  private:
-  ptrdiff_t lines() const { return std::min(most_, left_ + (rest_ != nullptr ? rest_->lines() : 0)); }
   bool go_on() {
     while (left_ <= 0 && rest_ != nullptr && most_ > 0) {
       at_ = rest_->at_;

@@ -324,12 +324,12 @@ class StrassenOp final : public Op {
       const int y = y0 + static_cast<int>(row % rows);
       const Range tiles{part.begin % per_row, std::min(part.end - row * per_row, per_row)};
       if (tiles.begin == 0) clear_padding(job.frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y, y + 1});
-      WeightsAhead ahead = kernel_.ahead(p, next_weights, job.frame.far);
+      WeightsAhead ahead = kernel_.ahead({p, p + 1}, next_weights, job.frame.far);
       float* const arena = job.frame.arena;
       kernel_.run(
           {arena + src_.at(0, y, 0), arena + dst_.at(0, y, 0), dst_.block_stride(),
            has_add_ ? arena + add_.at(0, y, 0) : nullptr, add_.block_stride(), width, static_cast<int>(per_row)},
-          tiles, {0, 1}, panel, ahead);
+          tiles, {0, 1}, {p, p + 1}, ahead);
       part.begin += tiles.end - tiles.begin;
     }
   }

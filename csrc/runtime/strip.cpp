@@ -120,7 +120,7 @@ class StripOp final : public Op {
     project_->share(
         team, tiles(0, oh_), share_panels, next_weights, frame.far,
         [&](Range tiles) { prepare(frame, target, 0, oh_, tiles); },
-        [&](ptrdiff_t p, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, p, ahead); });
+        [&](Range panels, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, panels, ahead); });
   }
 
  private:
@@ -198,9 +198,10 @@ class StripOp final : public Op {
         clear_padding(frame.arena, dst_, blocks, {y, end});
       } else if (target.project != nullptr) {
         if (project_->prepares()) prepare(frame, target, y, end, {0, tiles(y, end)});
-        for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(project_->panels().size()); ++p) {
-          WeightsAhead ahead = target.project->ahead(p, next_weights, frame.far);
-          project(frame, target, y, end, {0, tiles(y, end)}, p, ahead);
+        const auto n = static_cast<ptrdiff_t>(project_->panels().size());
+        for (Range some = project_->together(0, n); some.begin < n; some = project_->together(some.end, n)) {
+          WeightsAhead ahead = target.project->ahead(some, next_weights, frame.far);
+          project(frame, target, y, end, {0, tiles(y, end)}, some, ahead);
         }
       }
     }
@@ -219,12 +220,11 @@ class StripOp final : public Op {
 
   // Rows y0 .. y1 - 1 of the expanded map into the ring.
   void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
-    const Panel& panel = expand_->panels()[static_cast<size_t>(p)];
-    WeightsAhead ahead = expand_->ahead(p, project_ ? project_->stream(0) : next_weights, frame.far);
+    WeightsAhead ahead = expand_->ahead({p, p + 1}, project_ ? project_->stream(0) : next_weights, frame.far);
     if (through_ && y0 < y1) {
       const int count = (y1 - y0) * mid_.w, n = expand_->tiles(count);
-      expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, panel,
-                           mid_.w, ahead,
+      expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, p, mid_.w,
+                           ahead,
                            [&](int block, int y) { return frame.scratch + ring_.at(block, (y0 + y) % ring_.h, 0); });
       return;
     }
@@ -234,7 +234,7 @@ class StripOp final : public Op {
       if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
       expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
                     prepared_row(frame, y - y0), expand_room(), n, ring_.pitch()},
-                   all, expand_->rows(y), panel, ahead);
+                   all, expand_->rows(y), {p, p + 1}, ahead);
     }
   }
 
@@ -293,25 +293,24 @@ class StripOp final : public Op {
                    kernel.at(frame.scratch + prepared_at(), begin), ptrdiff_t{y1 - y0} * ow_);
   }
 
-  void project(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t p,
+  void project(const Frame& frame, const Target& target, int y0, int y1, Range part, Range panels,
                WeightsAhead& ahead) const {
     const ConvKernel& kernel = *target.project;
     const int width = flat_ ? (y1 - y0) * ow_ : ow_;
     const ptrdiff_t per_row = kernel.tiles(width);
-    const Panel& panel = kernel.panels()[static_cast<size_t>(p)];
     for (ptrdiff_t row = part.begin / per_row; row * per_row < part.end; ++row) {
       const int y = static_cast<int>(row);
       const Range tiles{std::max(part.begin - row * per_row, ptrdiff_t{0}),
                         std::min(part.end - row * per_row, per_row)};
       if (!flat_ && tiles.begin == 0) {
-        clear_padding(frame.arena, dst_, {panel.block, panel.block + panel.nb}, {y0 + y, y0 + y + 1});
+        clear_padding(frame.arena, dst_, kernel.blocks(panels), {y0 + y, y0 + y + 1});
       }
       const float* add = has_add_ ? frame.arena + add_.at(0, y0 + y, 0) : nullptr;
       if (adds_expanded_) add = frame.scratch + ring_.at(0, (y0 + y) % ring_.h, 0);
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
                   add, (adds_expanded_ ? ring_ : add_).block_stride(), width, static_cast<int>(per_row),
                   kernel.at(frame.scratch + prepared_at(), row * width), ptrdiff_t{y1 - y0} * ow_},
-                 tiles, kernel.rows(0), panel, ahead);
+                 tiles, kernel.rows(0), panels, ahead);
     }
   }
 
