@@ -32,7 +32,8 @@ class ConvOp final : public Op {
     const bool by_blocks = kernel_.prepares() || dst.h < LEAST_ROWS_TO_SHARE;
     const bool widens = by_blocks && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats() || widens;
-    if (kernel_.prepares_much()) share_panels_ = share_panels_ && kernel_.prepared_floats(pixels()) < L2_FLOATS;
+    // Whoever does panels prepares all pixels, and whoever does pixels reads all weights.
+    if (kernel_.prepares_much()) share_panels_ = w.oc > pixels() && kernel_.prepared_floats(pixels()) < L2_FLOATS;
   }
 
   void run(const Frame& frame, Team& team) const override {

@@ -64,7 +64,7 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   fns_.assign(static_cast<size_t>((nb + 1) * 2 * (mr_ + 1)), nullptr);
   for (const Panel& p : w.panels) {
     for (int m = 1; m <= mr_; ++m) {
-      const GemmEntry* entry = find_gemm(table, m, p.nb, p.half, xs, loads_beside_multiplies());
+      const GemmEntry* entry = find_gemm(table, m, p.nb, p.half, xs, prefers_halves(p.nb));
       check(entry != nullptr, name, "the kernel table has no kernel for a tile");
       fns_[fn_index(p, m)] = entry->run;
       if (!entry->rows) rows_at_once_[static_cast<size_t>(m)] = false;

@@ -206,6 +206,20 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
                        S&& prepare_tiles, F&& run) const {
   const auto n_panels = static_cast<ptrdiff_t>(panels().size());
   const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
+  // A call takes half a microsecond before the tile unit is at work: two parts a thread.
+  const auto large = [&](ptrdiff_t n) { return n / (2 * team.count()); };
+  if (panels_outside && prepares_much()) {
+    const ptrdiff_t least = grain_of_macs(macs * n_tiles);
+    bool ready = false;
+    team.share(n_panels, std::max(large(n_panels), least), [&](Range part) {
+      if (part.begin == part.end) return;
+      if (!ready) prepare_tiles(Range{0, n_tiles});
+      ready = true;
+      WeightsAhead soon = ahead(part, next, far);
+      run(part, Range{0, n_tiles}, soon);
+    });
+    return;
+  }
   if (panels_outside) {
     // Threads share the panels, down to the tiles of one.
     bool ready = !prepares();
@@ -213,17 +227,17 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
       if (!ready) prepare_tiles(Range{0, n_tiles});
       ready = true;
       for (ptrdiff_t at = part.begin; at < part.end;) {
-        const ptrdiff_t p = at / n_tiles, first = at % n_tiles, whole = (part.end - at) / n_tiles;
-        const Range some = first == 0 && whole > 0 ? together(p, p + whole) : Range{p, p + 1};
-        const Range tiles{first, std::min(part.end - p * n_tiles, n_tiles)};
-        WeightsAhead soon = ahead(some, tiles, n_tiles, next, far);
-        run(some, tiles, soon);
-        at = (some.end - 1) * n_tiles + tiles.end;
+        const ptrdiff_t p = at / n_tiles;
+        const Range tiles{at - p * n_tiles, std::min(part.end - p * n_tiles, n_tiles)}, one{p, p + 1};
+        WeightsAhead soon = ahead(one, tiles, n_tiles, next, far);
+        run(one, tiles, soon);
+        at = p * n_tiles + tiles.end;
       }
     });
     return;
   }
-  const ptrdiff_t grain = std::min(ptrdiff_t{MOST_TILES}, grain_of_macs(macs * n_panels));
+  ptrdiff_t grain = std::min(ptrdiff_t{MOST_TILES}, grain_of_macs(macs * n_panels));
+  if (prepares_much()) grain = std::clamp(large(n_tiles), grain, ptrdiff_t{MOST_TILES});
   team.share(n_tiles, grain, [&](Range part) {
     for (ptrdiff_t begin = part.begin; begin < part.end; begin += MOST_TILES) {
       const Range tiles{begin, std::min(begin + MOST_TILES, part.end)};

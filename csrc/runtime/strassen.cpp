@@ -90,7 +90,7 @@ class StrassenOp final : public Op {
         zeros_(static_cast<size_t>(nb_ * BLOCK)) {
     mr_ = max_mr(table, nb_, BLOCK);
     for (int m = 0; m <= mr_; ++m)
-      fns_.push_back(m > 0 ? find_gemm(table, m, nb_, false, BLOCK, loads_beside_multiplies())->run : nullptr);
+      fns_.push_back(m > 0 ? find_gemm(table, m, nb_, false, BLOCK, prefers_halves(nb_))->run : nullptr);
     k_ = weights_->weights->ic >> levels_;
     strides_[0] = src.block_stride();
     ptrdiff_t temporary = 0;

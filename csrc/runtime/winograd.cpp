@@ -58,7 +58,7 @@ class WinogradOp final : public Op {
     mr_ = max_mr(table, nb, BLOCK);
     for (const Panel& p : w.panels) {
       for (int m = 1; m <= mr_; ++m) {
-        fns_.push_back(find_gemm(table, m, p.nb, p.half, BLOCK, loads_beside_multiplies())->run);
+        fns_.push_back(find_gemm(table, m, p.nb, p.half, BLOCK, prefers_halves(p.nb))->run);
         check(fns_.back() != nullptr, this->name, "the kernel table has no kernel for a tile");
       }
     }
