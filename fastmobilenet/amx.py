@@ -1,4 +1,4 @@
-"""Which 1x1 convolutions are computed by the tile unit of AMX (csrc/kernels/amx.h), on CPUs that have one: six products
+"""Which dense convolutions are computed by the tile unit of AMX (csrc/kernels/amx.h), on CPUs that have one: six products
 of bfloat16 for one of floats, as exact as that, at up to twice the speed of AVX-512."""
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ import os
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-from . import _native
-from .graph import Graph, Node, Shape
-from .strassen import is_pointwise
+from . import _native, winograd
+from .graph import Graph, Node, Shape, is_depthwise, kernel_size
 
 BLOCK = 16
 
@@ -49,27 +48,59 @@ def choose_amx(
     for node in graph.nodes:
         if node.name not in weights or not _is_possible(graph, node):
             continue
+        _, oh, ow, oc = shapes[node.name]
         _, h, w, ic = shapes[node.inputs[0]]
+        kh, kw = kernel_size(node)
         own = pieces.get(node.name, ())
-        saving = expected_saving(h * w, len(own) or -(-ic // BLOCK), ic, weights[node.name].oc)
+        n_pieces = len(own) or -(-ic // BLOCK)
+        flat = kh * kw * node.attrs["stride"][0] * node.attrs["stride"][1] == 1
+        if flat:
+            saving = expected_saving(h * w, n_pieces, ic, oc)
+        else:
+            saving = expected_saving_of_rows(oh, ow, h * w, kh * kw, n_pieces, ic, oc)
         if saving >= LEAST_SAVING:
             chosen[node.name] = InTiles(own, saving)
     return chosen
 
 
 def _is_possible(graph: Graph, node: Node) -> bool:
-    """The picture lies in another way."""
-    return is_pointwise(node) and graph[node.inputs[0]].op != "input"
+    """A dense convolution of one group, not of the picture, which lies in another way. Where Winograd's form takes a
+    quarter of the multiplications, it is as fast as that at least."""
+    return (
+        node.op == "conv2d"
+        and "quant" not in node.attrs
+        and node.attrs.get("groups", 1) == 1
+        and not is_depthwise(node)
+        and not (winograd.possible(node) and node.attrs["stride"] == (1, 1))
+        and graph[node.inputs[0]].op != "input"
+    )
 
 
 def expected_saving(pixels: int, n_pieces: int, ic: int, oc: int) -> float:
-    """The part of the time that is saved, fitted to measurements on Granite Rapids (csrc/README.md), in cycles."""
+    """The part of the time that is saved where all pixels are one row, fitted to measurements on Granite Rapids
+    (csrc/README.md), in cycles."""
     if pixels < BLOCK:
         return 0.0
+    tiles = math.ceil(pixels / 32)
+    return 1 - _cycles(tiles, pixels, math.ceil(pixels / 256), 1, n_pieces, oc) / _plain_cycles(pixels, ic, oc)
+
+
+def expected_saving_of_rows(oh: int, ow: int, pixels: int, taps: int, n_pieces: int, ic: int, oc: int) -> float:
+    """The same for a window of so many taps over a map of so many pixels, against a direct convolution."""
+    if ow < BLOCK // 2:
+        return 0.0
+    tiles = oh * math.ceil(ow / 32)
+    in_tiles = _cycles(tiles, pixels * 1.25, math.ceil(tiles / 8), taps, n_pieces, oc)
+    return 1 - in_tiles / _plain_cycles(oh * ow, taps * ic, oc)
+
+
+def _cycles(tiles: int, split: float, chunks: int, taps: int, n_pieces: int, oc: int) -> float:
+    """``split``: pixels that are split in parts, ``chunks``: calls of the kernel."""
     steps = n_pieces / 2
-    tiles = math.ceil(pixels / 32) * math.ceil(oc / 32)
-    chunks = math.ceil(pixels / 256)
-    weight_bytes = 6 * 32 * steps * math.ceil(oc / BLOCK) * BLOCK
-    in_tiles = tiles * (480 * steps + 330) + 12 * pixels * steps + 1500 * chunks + 0.06 * weight_bytes
-    plain = pixels * ic * math.ceil(oc / 8) * 8 / 32 / 0.88
-    return 1 - in_tiles / plain
+    weight_bytes = 6 * 32 * taps * steps * math.ceil(oc / BLOCK) * BLOCK
+    products = tiles * math.ceil(oc / 32) * (480 * steps * taps + 330)
+    return products + 12 * split * steps + 1500 * chunks + 0.06 * weight_bytes
+
+
+def _plain_cycles(pixels: int, k: int, oc: int) -> float:
+    return pixels * k * math.ceil(oc / 8) * 8 / 32 / 0.88

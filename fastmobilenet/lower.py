@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -256,7 +256,7 @@ class Engine:
             elif step.depthwise is not None:
                 self._emit_strip(program, step, wiring, ids, shapes, arena.layouts, specs)
             else:
-                self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, splits.get(step.output))
+                self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, splits.get(step.output), in_tiles)
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -270,6 +270,7 @@ class Engine:
         arena: Arena,
         specs: dict[str, _native.ConvSpec],
         split: Split | None,
+        in_tiles: Container[str],
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
@@ -286,7 +287,7 @@ class Engine:
             spec = specs[node.name]
             layout = arena.layouts[wiring.sources(node)[0]]
             tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], layout.image, caches())
-            if tiles:
+            if tiles and node.name not in in_tiles:
                 program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
             elif split is not None and layout.pad_left + layout.pad_right == 0 and not layout.image:
                 factors = self._strassen_factors(node.name, split)

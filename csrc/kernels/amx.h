@@ -59,9 +59,9 @@ struct alignas(64) TileConfig {
 
 // Four sums of NB = 2: C0 C1 are the first pixels, C2 C3 the others. The order needs few loads of A and B.
 struct Products2 {
-  static void a(const char* p, ptrdiff_t second) {
-    FMN_TILE_LOAD(4, p, AMX_PLANE);
-    FMN_TILE_LOAD(5, p + second, AMX_PLANE);
+  static void a(const char* p, ptrdiff_t xs, ptrdiff_t second) {
+    FMN_TILE_LOAD(4, p, xs);
+    FMN_TILE_LOAD(5, p + second, xs);
   }
   static void b(const char* p) {
     FMN_TILE_LOAD(6, p, 64);
@@ -78,7 +78,7 @@ struct Products2 {
 
 // NB = 1: C0 and C2 are the sums of products with b1, C1 and C3 of the others.
 struct Products1 {
-  static void a(const char* p, ptrdiff_t second) { Products2::a(p, second); }
+  static void a(const char* p, ptrdiff_t xs, ptrdiff_t second) { Products2::a(p, xs, second); }
   static void b(const char* p) { FMN_TILE_LOAD(6, p, 64); }
   static void multiply() {
     FMN_TILE_FMA(0, 4, 6);
@@ -164,9 +164,8 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
   const ptrdiff_t mr = g.mr, rows = (mr + 1) / 2;
   const TileConfig config(static_cast<uint8_t>(rows));
   _tile_loadconfig(&config);
-  const ptrdiff_t second = (mr - rows) * AMX_PLANE;
-  const ptrdiff_t groups = amx_groups(g.n_segs), at_once = (mr + groups - 1) / groups;
-  const ptrdiff_t panel_bytes = (g.n_segs + 1) / 2 * AMX_PARTS * PART;
+  const ptrdiff_t xs = g.xs, second = (mr - rows) * xs;
+  const ptrdiff_t groups = g.n_taps * amx_groups(g.n_segs), at_once = (mr + groups - 1) / groups;
   AmxFinish<NB, B> before(g);
   const char *soon, *later = g.later;
   // Behind every four products.
@@ -178,9 +177,9 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
     later += g.later_lines * 64;
   };
   for (ptrdiff_t panel = 0; panel < g.panels; ++panel) {
-    const char* const weights = g.b + panel * panel_bytes;
+    const char* const weights = g.b + panel * g.panel_bytes;
     const float* const bias = g.bias + panel * NB * BLOCK;
-    soon = panel + 1 < g.panels ? weights + panel_bytes : g.next;
+    soon = panel + 1 < g.panels ? weights + g.panel_bytes : g.next;
     for (ptrdiff_t begin = 0; begin < g.pixels; begin += mr) {
       const ptrdiff_t pixel = std::min(begin, g.pixels - mr);
       FMN_TILE_LOAD(0, bias, 0);
@@ -192,45 +191,49 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
         FMN_TILE_ZERO(1);
         FMN_TILE_ZERO(3);
       }
-      const char *a = g.a + pixel * AMX_PLANE, *b = weights;
-      for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
-        P::a(a + 2 * g.plane, second);
-        P::b(b);
-        P::multiply();  // a3 b1
-        meanwhile();
-        P::a(a, second);
-        P::multiply();  // a1 b1
-        meanwhile();
-        P::a(a + g.plane, second);
-        P::multiply();  // a2 b1
-        meanwhile();
-        P::b(b + PART);
-        P::multiply_small();  // a2 b2
-        meanwhile();
-        P::a(a, second);
-        P::multiply_small();  // a1 b2
-        meanwhile();
-        P::b(b + 2 * PART);
-        P::multiply_small();  // a1 b3
-        meanwhile();
-        a += 3 * g.plane;
-        b += AMX_PARTS * PART;
-      }
-      if (g.n_segs % 2 != 0) {
-        P::a(a + g.plane, second);
-        P::b(b + 2 * PART);
-        P::multiply_small();  // a1 b3 + a3 b1
-        meanwhile();
-        P::a(a, second);
-        P::b(b + PART);
-        P::multiply_small();  // a1 b2 + a2 b2
-        meanwhile();
-        P::b(b);
-        P::multiply();  // a1 b1 + a2 b1
-        meanwhile();
+      const char* b = weights;
+      for (ptrdiff_t tap = 0; tap < g.n_taps; ++tap) {
+        const char* a = g.a + pixel * xs + g.taps[tap];
+        for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
+          P::a(a + 2 * g.plane, xs, second);
+          P::b(b);
+          P::multiply();  // a3 b1
+          meanwhile();
+          P::a(a, xs, second);
+          P::multiply();  // a1 b1
+          meanwhile();
+          P::a(a + g.plane, xs, second);
+          P::multiply();  // a2 b1
+          meanwhile();
+          P::b(b + PART);
+          P::multiply_small();  // a2 b2
+          meanwhile();
+          P::a(a, xs, second);
+          P::multiply_small();  // a1 b2
+          meanwhile();
+          P::b(b + 2 * PART);
+          P::multiply_small();  // a1 b3
+          meanwhile();
+          a += 3 * g.plane;
+          b += AMX_PARTS * PART;
+        }
+        if (g.n_segs % 2 != 0) {
+          P::a(a + g.plane, xs, second);
+          P::b(b + 2 * PART);
+          P::multiply_small();  // a1 b3 + a3 b1
+          meanwhile();
+          P::a(a, xs, second);
+          P::b(b + PART);
+          P::multiply_small();  // a1 b2 + a2 b2
+          meanwhile();
+          P::b(b);
+          P::multiply();  // a1 b1 + a2 b1
+          meanwhile();
+          b += AMX_PARTS * PART;
+        }
       }
       float* const to = before.sums();
-      const ptrdiff_t at = second / AMX_PLANE * BLOCK;
+      const ptrdiff_t at = (mr - rows) * BLOCK;
       FMN_TILE_STORE(0, to);
       FMN_TILE_STORE(2, to + at);
       FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);

@@ -31,7 +31,7 @@ struct Parts {
 std::shared_ptr<const AmxWeights> amx_weights(const std::shared_ptr<const PackedWeights>& plain,
                                               const std::vector<int>& pieces) {
   const PackedWeights& w = *plain;
-  if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
+  if (w.depthwise || w.groups != 1) throw std::invalid_argument("not a dense convolution of one group");
   auto result = std::make_shared<AmxWeights>();
   result->plain = plain;
   result->pieces = pieces_of(w, pieces);
@@ -42,17 +42,18 @@ std::shared_ptr<const AmxWeights> amx_weights(const std::shared_ptr<const Packed
         {block, std::min(2, w.blocks() - block), false, 0, w.ic, steps * AMX_PARTS * TILE * block});
   }
   float* const weight = w.store->allocate(static_cast<size_t>(steps * AMX_PARTS * TILE * w.blocks()));  // zeroed
-  const auto n_pieces = static_cast<ptrdiff_t>(result->pieces.size());
+  const ptrdiff_t n_pieces = result->n_pieces(), taps = ptrdiff_t{w.kh} * w.kw;
   for (const Panel& from : w.panels) {
     for (int o = 0; o < from.width(); ++o) {
       const int block = from.block + o / BLOCK;
       const Panel& to = result->panels[static_cast<size_t>(block / 2)];
-      int k = 0;
-      for (ptrdiff_t piece = 0; piece < n_pieces; ++piece) {
+      ptrdiff_t k = 0;
+      for (ptrdiff_t at = 0; at < taps * n_pieces; ++at) {
+        const ptrdiff_t piece = at % n_pieces, step = at / n_pieces * ((n_pieces + 1) / 2) + piece / 2;
         const bool second = piece % 2 != 0, alone = !second && piece + 1 == n_pieces;
-        float* const tile = weight + to.offset + (piece / 2 * AMX_PARTS * to.nb + block - to.block) * TILE;
+        float* const tile = weight + to.offset + (step * AMX_PARTS * to.nb + block - to.block) * TILE;
         for (int i = 0; i < result->pieces[static_cast<size_t>(piece)]; ++i, ++k) {
-          const Parts b(w.panel(from)[ptrdiff_t{k} * from.width() + o]);
+          const Parts b(w.panel(from)[k * from.width() + o]);
           for (int part = 0; part < AMX_PARTS; ++part) {
             auto* const pair = reinterpret_cast<uint16_t*>(tile + part * to.nb * TILE + i * BLOCK + o % BLOCK);
             pair[second ? 1 : 0] = b.part[part];

@@ -16,6 +16,7 @@ class ConvOp final : public Op {
          const ConvSpec& spec)
       : Op(std::move(name), kernel.id()),
         kernel_(std::move(kernel)),
+        src_(src),
         dst_(dst),
         has_add_(add != nullptr),
         add_stride_(add != nullptr ? add->block_stride() : 0) {
@@ -33,7 +34,7 @@ class ConvOp final : public Op {
     const bool widens = by_blocks && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats() || widens;
     // Whoever does panels prepares all pixels, and whoever does pixels reads all weights.
-    if (kernel_.prepares_much()) share_panels_ = w.oc > pixels() && kernel_.prepared_floats(pixels()) < L2_FLOATS;
+    if (kernel_.prepares_much()) share_panels_ = w.oc > pixels() && kernel_.prepared_floats(room_of_all()) < L2_FLOATS;
   }
 
   void run(const Frame& frame, Team& team) const override {
@@ -52,9 +53,10 @@ class ConvOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    if (kernel_.prepares_much() && !share_panels_) return kernel_.prepared_floats(room_of_some());
-    if (kernel_.prepares())
-      return kernel_.prepared_floats(std::max(pixels(), kernel_.prepares_much() ? room_of_some() : 0));
+    if (kernel_.prepares_much()) {
+      return kernel_.prepared_floats(share_panels_ ? std::max(room_of_all(), room_of_some()) : room_of_some());
+    }
+    if (kernel_.prepares()) return kernel_.prepared_floats(pixels());
     return through_ ? kernel_.through_floats(width_) : 0;
   }
 
@@ -97,25 +99,47 @@ class ConvOp final : public Op {
   }
 
   ptrdiff_t pixels() const { return static_cast<ptrdiff_t>(rows_.size()) * width_; }
-  ptrdiff_t room_of_some() const { return ptrdiff_t{ConvKernel::MOST_TILES} * kernel_.mr(); }
-
-  // The pixels that are prepared together: from `begin` on, with room for so many.
+  // Pixels of the source that follow each other and are prepared together: from `begin` on (floats from the start of
+  // the arena), so many, with room for so many.
   struct Prepared {
-    ptrdiff_t begin, room;
+    ptrdiff_t begin, count, room;
   };
+  // With AMX: a part of the only row, or whole rows of the source with their padding.
+  ptrdiff_t of_rows(int rows) const { return rows * (src_.pitch() / BLOCK); }
+  ptrdiff_t room_of_all() const { return rows_.size() == 1 ? width_ : of_rows(src_.h); }
+  ptrdiff_t room_of_some() const {
+    if (rows_.size() == 1) return std::min<ptrdiff_t>(ConvKernel::MOST_TILES * kernel_.mr(), width_);
+    const int per_row = kernel_.tiles(width_), rows = (ConvKernel::MOST_TILES + per_row - 2) / per_row + 1;
+    return of_rows(std::min(kernel_.bottom(rows - 1) - kernel_.top(0), src_.h));
+  }
   Prepared prepared(bool panels_outside, Range tiles, int per_row) const {
-    if (panels_outside || !kernel_.prepares_much()) return {0, pixels()};
-    return {tiles.begin / per_row * width_ + ConvKernel::first_pixel(width_, per_row, tiles.begin % per_row),
-            room_of_some()};
+    if (!kernel_.prepares_much()) return {0, 0, pixels()};
+    if (panels_outside) tiles = {0, static_cast<ptrdiff_t>(rows_.size()) * per_row};
+    const ptrdiff_t room = panels_outside ? room_of_all() : room_of_some();
+    if (rows_.size() == 1) {
+      const int begin = ConvKernel::first_pixel(width_, per_row, tiles.begin);
+      return {rows_[0].a + begin * BLOCK, ConvKernel::first_pixel(width_, per_row, tiles.end) - begin, room};
+    }
+    const auto row = [&](int y) { return src_.at(0, std::clamp(y, 0, src_.h), -src_.pad_left); };
+    const ptrdiff_t begin = row(kernel_.top(static_cast<int>(tiles.begin / per_row)));
+    return {begin, (row(kernel_.bottom(static_cast<int>((tiles.end - 1) / per_row))) - begin) / BLOCK, room};
   }
 
   void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all) const {
+    if (kernel_.prepares_much()) {
+      kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room);
+      return;
+    }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const int begin = ConvKernel::first_pixel(width_, per_row, part.begin);
       kernel_.prepare(frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK,
-                      ConvKernel::first_pixel(width_, per_row, part.end) - begin,
-                      kernel_.at(frame.scratch, y * width_ + begin - all.begin), all.room);
+                      ConvKernel::first_pixel(width_, per_row, part.end) - begin, frame.scratch + y * width_ + begin,
+                      all.room);
     });
+  }
+  const float* prepared_row(const Frame& frame, ptrdiff_t y, const Prepared& all) const {
+    if (!kernel_.prepares_much()) return frame.scratch + y * width_;
+    return frame.scratch + (rows_[static_cast<size_t>(y)].a - all.begin);  // a pixel takes a block in a plane too
   }
 
   void run_panels(const Frame& frame, Range tiles, int per_row, Range panels, const Prepared& all,
@@ -134,15 +158,15 @@ class ConvOp final : public Op {
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const Row& row = rows_[static_cast<size_t>(y)];
       if (part.begin == 0 && row_pixels_ == 0) clear_padding(frame.arena, dst_, kernel_.blocks(panels), {y, y + 1});
-      kernel_.run({frame.arena + row.a, frame.arena + row.c, dst_.block_stride(),
-                   has_add_ ? frame.arena + row.add : nullptr, add_stride_, width_, per_row,
-                   kernel_.at(frame.scratch, y * width_ - all.begin), all.room, 1, dst_.pitch(), row_pixels_},
-                  part, row.window, panels, ahead);
+      kernel_.run(
+          {frame.arena + row.a, frame.arena + row.c, dst_.block_stride(), has_add_ ? frame.arena + row.add : nullptr,
+           add_stride_, width_, per_row, prepared_row(frame, y, all), all.room, 1, dst_.pitch(), row_pixels_},
+          part, row.window, panels, ahead);
     });
   }
 
   const ConvKernel kernel_;
-  const Tensor dst_;
+  const Tensor src_, dst_;
   const bool has_add_;
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;

@@ -32,15 +32,22 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
     const std::string kind = spec.inner ? "inner" : "amx";
     check((spec.inner ? spec.inner->plain : spec.amx->plain) == spec.weights, name, "the weights are of another layer");
     check(spec.inner ? table.inner.pixels != nullptr : amx_ != nullptr, name, "there are no such kernels here");
-    check(!src.image && window.stride_h * window.stride_w == 1 && window.pad_top == 0 && window.pad_left == 0, name,
+    const bool pointwise = w.kh * w.kw * window.stride_h * window.stride_w == 1;
+    check(!src.image && w.groups == 1, name, "it is for maps in blocks");
+    check(spec.amx || (pointwise && window.pad_top == 0 && window.pad_left == 0), name,
           "it is for 1x1 convolutions of stride 1");
     segments_.push_back(cut(src, w.panels.front()));
-    const std::vector<Segment>& list = segments_.front().list;
+    std::vector<Segment>& list = segments_.front().list;
+    if (spec.amx) {  // channels are split once, for all taps
+      const auto n = static_cast<size_t>(spec.amx->n_pieces());
+      for (size_t i = 0; i < list.size(); i += n) taps_.push_back((list[i].offset - list[0].offset) / BLOCK * AMX_PLANE);
+      if (!pointwise) list.resize(std::min(list.size(), n));
+    }
     const std::vector<int>& pieces = spec.inner ? spec.inner->pieces : spec.amx->pieces;
     const auto same = [](const Segment& s, int piece) { return s.len == piece; };
     check(std::equal(list.begin(), list.end(), pieces.begin(), pieces.end(), same), name,
           "the weights are for other pieces of the input");
-    xs_ = BLOCK;
+    xs_ = ptrdiff_t{BLOCK} * window.stride_w;
     mr_ = spec.inner ? MAX_INNER_ROWS : AMX_PIXELS;
     rows_at_once_.assign(static_cast<size_t>(mr_ + 1), true);
     id_ = std::string("gemm_f32/") + table.isa + "/" + std::to_string(mr_) + "x32/" + kind;
@@ -120,7 +127,7 @@ int ConvKernel::row_tiles(int width) const {
 
 void ConvKernel::run(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const {
   if (spec_.amx) {
-    run_amx(pixels, part, some, ahead);
+    run_amx(pixels, part, rows, some, ahead);
     return;
   }
   const Panel& panel = panels()[static_cast<size_t>(some.begin)];
@@ -186,7 +193,7 @@ void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t 
 }
 
 // Rows are cut as one, with the gaps between them.
-void ConvKernel::run_amx(const Pixels& pixels, Range part, Range some, WeightsAhead& ahead) const {
+void ConvKernel::run_amx(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const {
   const int count = pixels.count * pixels.rows, first = first_pixel(pixels.count, pixels.tiles, part.begin);
   const Panel &panel = panels()[static_cast<size_t>(some.begin)], &last = panels()[static_cast<size_t>(some.end - 1)];
   AmxArgs g;
@@ -194,9 +201,12 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, Range some, WeightsAh
   if (g.pixels == 0) return;
   const ptrdiff_t n_tiles = (g.pixels + AMX_PIXELS - 1) / AMX_PIXELS;
   g.mr = (g.pixels + n_tiles - 1) / n_tiles;
-  g.a = reinterpret_cast<const char*>(pixels.prepared + ptrdiff_t{first} * BLOCK);
+  g.a = reinterpret_cast<const char*>(pixels.prepared + first * xs_);
+  g.xs = xs_ / BLOCK * AMX_PLANE;
   g.plane = pixels.prepared_plane * AMX_PLANE;
-  g.n_segs = static_cast<ptrdiff_t>(spec_.amx->pieces.size());
+  g.n_segs = spec_.amx->n_pieces();
+  g.taps = taps_.data() + ptrdiff_t{rows.begin} * spec_.weights->kw;
+  g.n_taps = ptrdiff_t{rows.end - rows.begin} * spec_.weights->kw;
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
@@ -208,7 +218,8 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, Range some, WeightsAh
   // All of the next panel, and what of the next layer that leaves room for.
   constexpr ptrdiff_t MOST_LINES = 16, MOST_LATER = 4;
   const auto up = [](ptrdiff_t n, ptrdiff_t by) { return (n + by - 1) / by; };
-  const ptrdiff_t in_panel = amx_groups(g.n_segs) * n_tiles, in_all = in_panel * (some.end - some.begin);
+  const ptrdiff_t in_panel = std::max<ptrdiff_t>(groups(g.n_taps), 1) * n_tiles,
+                  in_all = in_panel * (some.end - some.begin);
   const ptrdiff_t panel_lines = spec_.amx->panel_floats(panel) / BLOCK;
   g.next_lines = std::min(up(panel_lines, in_panel), MOST_LINES);
   const char* soon = ahead.take(g.next_lines * in_panel);
@@ -223,7 +234,9 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, Range some, WeightsAh
 
   const auto run = [&](const Panel& from, ptrdiff_t n) {
     g.panels = n;
-    g.b = reinterpret_cast<const char*>(weights_of(from));
+    const ptrdiff_t floats = spec_.amx->panel_floats(from);
+    g.panel_bytes = floats * ptrdiff_t{sizeof(float)};
+    g.b = reinterpret_cast<const char*>(weights_of(from) + floats / spec_.weights->kh * rows.begin);
     g.bias = spec_.weights->bias + from.block * BLOCK;
     g.c = pixels.c + from.block * pixels.c_stride + ptrdiff_t{first} * BLOCK + row * g.row_gap;
     g.add = pixels.add != nullptr ? pixels.add + from.block * pixels.add_stride + ptrdiff_t{first} * BLOCK : nullptr;

@@ -56,6 +56,8 @@ class ConvKernel {
 
   // Row of the source that the first window row of output row y reads; may be negative.
   int top(int y) const { return y * spec_.window.stride_h - spec_.window.pad_top; }
+  // And the first one behind the last.
+  int bottom(int y) const { return top(y) + (spec_.weights->kh - 1) * spec_.window.dilation_h + 1; }
   Rows rows(int y) const;
 
   int tiles(int pixels) const { return (pixels + mr_ - 1) / mr_; }
@@ -68,7 +70,7 @@ class ConvKernel {
   // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number).
   void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room) const;
   ptrdiff_t prepared_floats(ptrdiff_t room) const {
-    if (spec_.amx) return amx_planes(static_cast<ptrdiff_t>(spec_.amx->pieces.size())) * room * BLOCK;
+    if (spec_.amx) return amx_planes(spec_.amx->n_pieces()) * room * BLOCK;
     return spec_.inner ? room : 0;
   }
   float* at(float* prepared, ptrdiff_t pixel) const { return prepared + pixel * (spec_.amx ? BLOCK : 1); }
@@ -146,7 +148,8 @@ class ConvKernel {
   // Cache lines of other weights that so many tiles of each panel can fetch.
   ptrdiff_t far_lines(ptrdiff_t n_tiles) const {
     ptrdiff_t lines = 0;
-    for (const Panel& p : panels()) lines += (spec_.amx ? groups() : spec_.weights->k(p)) * n_tiles;
+    for (const Panel& p : panels())
+      lines += (spec_.amx ? groups(static_cast<ptrdiff_t>(taps_.size())) : spec_.weights->k(p)) * n_tiles;
     return lines;
   }
 
@@ -160,8 +163,8 @@ class ConvKernel {
 
  private:
   void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
-  void run_amx(const Pixels& pixels, Range part, Range some, WeightsAhead& ahead) const;
-  ptrdiff_t groups() const { return amx_groups(static_cast<ptrdiff_t>(spec_.amx->pieces.size())); }
+  void run_amx(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const;
+  ptrdiff_t groups(ptrdiff_t n_taps) const { return n_taps * amx_groups(spec_.amx->n_pieces()); }
   template <class Args, class Run>
   void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;
   const float* weights_of(const Panel& panel) const {
@@ -197,6 +200,7 @@ class ConvKernel {
   ptrdiff_t xs_ = 0;
   const InnerKernels& inner_;
   const AmxKernels* const amx_ = nullptr;
+  std::vector<ptrdiff_t> taps_;  // of AMX
   int mr_ = 0;
   std::string id_;
 };

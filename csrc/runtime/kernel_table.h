@@ -214,10 +214,14 @@ struct AmxArgs {
   ptrdiff_t pixels;
   ptrdiff_t mr;      // of a tile; tiles follow each other, and the last ends with the last pixel
   ptrdiff_t panels;  // that follow each other, each of nb blocks
-  const char* a;     // as they were split
-  ptrdiff_t plane;   // bytes
-  ptrdiff_t n_segs;  // of the split
-  const char* b;     // [panels][(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
+  const char* a;     // as they were split: what pixel i reads begins at a + i * xs + taps[j], for every j
+  ptrdiff_t xs;      // bytes, as the next two
+  ptrdiff_t plane;
+  const ptrdiff_t* taps;
+  ptrdiff_t n_taps;
+  ptrdiff_t n_segs;       // of the split
+  const char* b;          // [n_taps][(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
+  ptrdiff_t panel_bytes;  // to the next panel
   const float* bias;
   float* c;  // as in GemmArgs
   ptrdiff_t c_stride;
@@ -226,8 +230,8 @@ struct AmxArgs {
   Act act;
   // row_gap more floats of C behind every so many pixels, or 0; the first is pixel `column` of its row. Without add.
   ptrdiff_t row_pixels, row_gap, column;
-  // With every group of products, of which a tile has amx_groups, so many cache lines are fetched of the next panel, or
-  // of these behind the last; and so many of those, all the time.
+  // With every group of products, of which a tile has amx_groups a tap, so many cache lines are fetched of the next
+  // panel, or of these behind the last; and so many of those, all the time.
   const char* next;
   ptrdiff_t next_lines;
   const char* later;
