@@ -95,18 +95,24 @@ struct Products1 {
 template <int NB, Behind B>
 class AmxFinish {
  public:
-  explicit AmxFinish(const AmxArgs& g) : g_(g), constants_(g.act, B == Behind::swish) {}
+  explicit AmxFinish(const AmxArgs& g)
+      : g_(g),
+        constants_(g.act, B == Behind::swish),
+        c_gap_(g.c_pitch - g.row_width * BLOCK),
+        add_gap_(g.add_pitch - g.row_width * BLOCK) {}
 
   // Where the sums of the next tile go: pixels of block 0, and AMX_PIXELS * BLOCK behind those of block 1.
   float* sums() { return sums_[count_ % TILES]; }
   // It begins with this pixel, of which the first `done` belong to the tile before it.
-  void add_tile(ptrdiff_t panel, ptrdiff_t pixel, ptrdiff_t done) {
-    const ptrdiff_t in_row = g_.column + pixel + done, row = g_.row_pixels > 0 ? in_row / g_.row_pixels : 0;
+  void add_tile(ptrdiff_t panel, ptrdiff_t first_row, ptrdiff_t pixel, ptrdiff_t done) {
+    const ptrdiff_t at = g_.column + pixel + done, row_of_it = at / g_.row_pixels, row = first_row + row_of_it;
+    const ptrdiff_t column = at - row_of_it * g_.row_pixels;
+    const ptrdiff_t x = std::min(column, g_.row_width) * BLOCK;
     Tile& t = tiles_[count_++ % TILES];
-    t.c = g_.c + panel * NB * g_.c_stride + (pixel + done) * BLOCK + row * g_.row_gap;
-    t.add = g_.add != nullptr ? g_.add + panel * NB * g_.add_stride + (pixel + done) * BLOCK : nullptr;
+    t.c = g_.c + panel * NB * g_.c_stride + row * g_.c_pitch + x;
+    t.add = g_.add != nullptr ? g_.add + panel * NB * g_.add_stride + row * g_.add_pitch + x : nullptr;
     t.next = done;
-    t.column = in_row - row * g_.row_pixels;
+    t.column = column;
   }
 
   // The next n pixels of the last but one tile, as far as there are.
@@ -132,15 +138,18 @@ class AmxFinish {
     t.next = end;
     const float* from = sums + begin * BLOCK;
     for (ptrdiff_t i = begin; i < end; ++i, from += BLOCK) {
-      Vec x = load(from), y = load(from + AMX_PIXELS * BLOCK);
-      if constexpr (NB == 1) x = plus(x, y);
-      finish_one(x, t.c, t.add);
-      if constexpr (NB == 2) finish_one(y, t.c + g_.c_stride, t.add + g_.add_stride);
-      t.c += BLOCK;
-      if (t.add != nullptr) t.add += BLOCK;
+      if (t.column < g_.row_width) {
+        Vec x = load(from), y = load(from + AMX_PIXELS * BLOCK);
+        if constexpr (NB == 1) x = plus(x, y);
+        finish_one(x, t.c, t.add);
+        if constexpr (NB == 2) finish_one(y, t.c + g_.c_stride, t.add + g_.add_stride);
+        t.c += BLOCK;
+        if (t.add != nullptr) t.add += BLOCK;
+      }
       if (++t.column == g_.row_pixels) {
-        t.c += g_.row_gap;
         t.column = 0;
+        t.c += c_gap_;
+        if (t.add != nullptr) t.add += add_gap_;
       }
     }
   }
@@ -154,6 +163,7 @@ class AmxFinish {
   Tile tiles_[TILES];
   const AmxArgs& g_;
   const FinishConstants constants_;
+  const ptrdiff_t c_gap_, add_gap_;
   ptrdiff_t count_ = 0;
 };
 
@@ -180,66 +190,67 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
     const char* const weights = g.b + panel * g.panel_bytes;
     const float* const bias = g.bias + panel * NB * BLOCK;
     soon = panel + 1 < g.panels ? weights + g.panel_bytes : g.next;
-    for (ptrdiff_t begin = 0; begin < g.pixels; begin += mr) {
-      const ptrdiff_t pixel = std::min(begin, g.pixels - mr);
-      FMN_TILE_LOAD(0, bias, 0);
-      FMN_TILE_LOAD(2, bias, 0);
-      if constexpr (NB == 2) {
-        FMN_TILE_LOAD(1, bias + BLOCK, 0);
-        FMN_TILE_LOAD(3, bias + BLOCK, 0);
-      } else {
-        FMN_TILE_ZERO(1);
-        FMN_TILE_ZERO(3);
-      }
-      const char* b = weights;
-      for (ptrdiff_t tap = 0; tap < g.n_taps; ++tap) {
-        const char* a = g.a + pixel * xs + g.taps[tap];
-        for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
-          P::a(a + 2 * g.plane, xs, second);
-          P::b(b);
-          P::multiply();  // a3 b1
-          meanwhile();
-          P::a(a, xs, second);
-          P::multiply();  // a1 b1
-          meanwhile();
-          P::a(a + g.plane, xs, second);
-          P::multiply();  // a2 b1
-          meanwhile();
-          P::b(b + PART);
-          P::multiply_small();  // a2 b2
-          meanwhile();
-          P::a(a, xs, second);
-          P::multiply_small();  // a1 b2
-          meanwhile();
-          P::b(b + 2 * PART);
-          P::multiply_small();  // a1 b3
-          meanwhile();
-          a += 3 * g.plane;
-          b += AMX_PARTS * PART;
+    for (ptrdiff_t row = 0; row < g.rows; ++row)
+      for (ptrdiff_t begin = 0; begin < g.pixels; begin += mr) {
+        const ptrdiff_t pixel = std::min(begin, g.pixels - mr);
+        FMN_TILE_LOAD(0, bias, 0);
+        FMN_TILE_LOAD(2, bias, 0);
+        if constexpr (NB == 2) {
+          FMN_TILE_LOAD(1, bias + BLOCK, 0);
+          FMN_TILE_LOAD(3, bias + BLOCK, 0);
+        } else {
+          FMN_TILE_ZERO(1);
+          FMN_TILE_ZERO(3);
         }
-        if (g.n_segs % 2 != 0) {
-          P::a(a + g.plane, xs, second);
-          P::b(b + 2 * PART);
-          P::multiply_small();  // a1 b3 + a3 b1
-          meanwhile();
-          P::a(a, xs, second);
-          P::b(b + PART);
-          P::multiply_small();  // a1 b2 + a2 b2
-          meanwhile();
-          P::b(b);
-          P::multiply();  // a1 b1 + a2 b1
-          meanwhile();
-          b += AMX_PARTS * PART;
+        const char* b = weights;
+        for (ptrdiff_t tap = 0; tap < g.n_taps; ++tap) {
+          const char* a = g.a + row * g.a_pitch + pixel * xs + g.taps[tap];
+          for (ptrdiff_t s = 2; s <= g.n_segs; s += 2) {
+            P::a(a + 2 * g.plane, xs, second);
+            P::b(b);
+            P::multiply();  // a3 b1
+            meanwhile();
+            P::a(a, xs, second);
+            P::multiply();  // a1 b1
+            meanwhile();
+            P::a(a + g.plane, xs, second);
+            P::multiply();  // a2 b1
+            meanwhile();
+            P::b(b + PART);
+            P::multiply_small();  // a2 b2
+            meanwhile();
+            P::a(a, xs, second);
+            P::multiply_small();  // a1 b2
+            meanwhile();
+            P::b(b + 2 * PART);
+            P::multiply_small();  // a1 b3
+            meanwhile();
+            a += 3 * g.plane;
+            b += AMX_PARTS * PART;
+          }
+          if (g.n_segs % 2 != 0) {
+            P::a(a + g.plane, xs, second);
+            P::b(b + 2 * PART);
+            P::multiply_small();  // a1 b3 + a3 b1
+            meanwhile();
+            P::a(a, xs, second);
+            P::b(b + PART);
+            P::multiply_small();  // a1 b2 + a2 b2
+            meanwhile();
+            P::b(b);
+            P::multiply();  // a1 b1 + a2 b1
+            meanwhile();
+            b += AMX_PARTS * PART;
+          }
         }
+        float* const to = before.sums();
+        const ptrdiff_t at = (mr - rows) * BLOCK;
+        FMN_TILE_STORE(0, to);
+        FMN_TILE_STORE(2, to + at);
+        FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);
+        FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
+        before.add_tile(panel, row, pixel, begin - pixel);
       }
-      float* const to = before.sums();
-      const ptrdiff_t at = (mr - rows) * BLOCK;
-      FMN_TILE_STORE(0, to);
-      FMN_TILE_STORE(2, to + at);
-      FMN_TILE_STORE(1, to + AMX_PIXELS * BLOCK);
-      FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
-      before.add_tile(panel, pixel, begin - pixel);
-    }
   }
   before.rest();
   _tile_release();

@@ -77,12 +77,16 @@ class ConvOp final : public Op {
   void list_rows(const Tensor& src, const Tensor* add, const Window& window) {
     const PackedWeights& w = kernel_.weights();
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
-    const bool in_place =
-        w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h && src.w == dst_.w && dense(src);
+    const bool same = w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h && src.w == dst_.w;
+    const bool in_place = same && dense(src), all_dense = in_place && dense(dst_) && (add == nullptr || dense(*add));
+    if (same && !all_dense && kernel_.knows_gaps()) {
+      row_pixels_ = static_cast<int>(src.pitch() / BLOCK);
+      add_pitch_ = add != nullptr ? add->pitch() : 0;
+      width_ = (src.h - 1) * row_pixels_ + src.w;
+    }
     through_ = in_place && !dense(dst_) && add == nullptr && kernel_.rows_waste(dst_.w);
-    if (in_place && !dense(dst_) && add == nullptr && kernel_.knows_gaps()) row_pixels_ = dst_.w;
-    const bool flat = through_ || row_pixels_ > 0 || (in_place && dense(dst_) && (add == nullptr || dense(*add)));
-    width_ = flat ? dst_.h * dst_.w : dst_.w;
+    const bool flat = through_ || row_pixels_ > 0 || all_dense;
+    if (row_pixels_ == 0) width_ = flat ? dst_.h * dst_.w : dst_.w;
     for (int y = 0; y < (flat ? 1 : dst_.h); ++y) {
       rows_.push_back({src.at(0, kernel_.top(y), -window.pad_left), dst_.at(0, y, 0),
                        add != nullptr ? add->at(0, y, 0) : 0, kernel_.rows(y)});
@@ -145,8 +149,9 @@ class ConvOp final : public Op {
   void run_panels(const Frame& frame, Range tiles, int per_row, Range panels, const Prepared& all,
                   WeightsAhead& ahead) const {
     if (through_ || row_pixels_ > 0) {
+      const int row = row_pixels_ > 0 ? row_pixels_ : dst_.w;
       const auto begin = [&](ptrdiff_t tile) {  // the first row that begins in this tile or behind
-        return (ConvKernel::first_pixel(width_, per_row, tile) + dst_.w - 1) / dst_.w;
+        return (ConvKernel::first_pixel(width_, per_row, tile) + row - 1) / row;
       };
       clear_padding(frame.arena, dst_, kernel_.blocks(panels), {begin(tiles.begin), begin(tiles.end)});
     }
@@ -156,13 +161,41 @@ class ConvOp final : public Op {
       return;
     }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
-      const Row& row = rows_[static_cast<size_t>(y)];
       if (part.begin == 0 && row_pixels_ == 0) clear_padding(frame.arena, dst_, kernel_.blocks(panels), {y, y + 1});
-      kernel_.run(
-          {frame.arena + row.a, frame.arena + row.c, dst_.block_stride(), has_add_ ? frame.arena + row.add : nullptr,
-           add_stride_, width_, per_row, prepared_row(frame, y, all), all.room, 1, dst_.pitch(), row_pixels_},
-          part, row.window, panels, ahead);
     });
+    const bool several = kernel_.knows_gaps() && !has_add_;
+    for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end;) {
+      const Row& row = rows_[static_cast<size_t>(y)];
+      const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),
+                       std::min<ptrdiff_t>(tiles.end - y * per_row, per_row)};
+      ptrdiff_t n = 1;
+      const auto is_like = [&](const Row& r) {
+        return r.window.begin == row.window.begin && r.window.end == row.window.end;
+      };
+      while (several && part.end - part.begin == per_row && (y + n + 1) * per_row <= tiles.end &&
+             is_like(rows_[static_cast<size_t>(y + n)])) {
+        ++n;
+      }
+      ConvKernel::Pixels p{frame.arena + row.a,
+                           frame.arena + row.c,
+                           dst_.block_stride(),
+                           has_add_ ? frame.arena + row.add : nullptr,
+                           add_stride_,
+                           width_,
+                           per_row,
+                           prepared_row(frame, y, all),
+                           all.room};
+      p.c_pitch = dst_.pitch();
+      p.row_pixels = row_pixels_;
+      p.row_width = dst_.w;
+      p.add_pitch = add_pitch_;
+      if (n > 1) {
+        p.rows = static_cast<int>(n);
+        p.a_pitch = rows_[static_cast<size_t>(y + 1)].a - row.a;
+      }
+      kernel_.run(p, part, row.window, panels, ahead);
+      y += n;
+    }
   }
 
   const ConvKernel kernel_;
@@ -170,10 +203,11 @@ class ConvOp final : public Op {
   const bool has_add_;
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
-  int width_ = 0;                                     // pixels of a row
-  int row_pixels_ = 0;                                // of dst, if its rows are cut as one in spite of their padding
-  bool through_ = false;                              // by way of the scratch memory
-  bool small_ = true;                                 // the maps stay in the second-level cache
+  int width_ = 0;            // pixels of a row
+  int row_pixels_ = 0;       // of the source, if its rows are cut as one in spite of padding somewhere
+  ptrdiff_t add_pitch_ = 0;  // then
+  bool through_ = false;     // by way of the scratch memory
+  bool small_ = true;        // the maps stay in the second-level cache
   bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
 };
 

@@ -40,7 +40,8 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
     std::vector<Segment>& list = segments_.front().list;
     if (spec.amx) {  // channels are split once, for all taps
       const auto n = static_cast<size_t>(spec.amx->n_pieces());
-      for (size_t i = 0; i < list.size(); i += n) taps_.push_back((list[i].offset - list[0].offset) / BLOCK * AMX_PLANE);
+      for (size_t i = 0; i < list.size(); i += n)
+        taps_.push_back((list[i].offset - list[0].offset) / BLOCK * AMX_PLANE);
       if (!pointwise) list.resize(std::min(list.size(), n));
     }
     const std::vector<int>& pieces = spec.inner ? spec.inner->pieces : spec.amx->pieces;
@@ -194,9 +195,13 @@ void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t 
 
 // Rows are cut as one, with the gaps between them.
 void ConvKernel::run_amx(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const {
-  const int count = pixels.count * pixels.rows, first = first_pixel(pixels.count, pixels.tiles, part.begin);
+  const bool apart = pixels.a_pitch != 0;
+  const int count = apart ? pixels.count : pixels.count * pixels.rows,
+            first = first_pixel(pixels.count, pixels.tiles, part.begin);
   const Panel &panel = panels()[static_cast<size_t>(some.begin)], &last = panels()[static_cast<size_t>(some.end - 1)];
   AmxArgs g;
+  g.rows = apart ? pixels.rows : 1;
+  g.a_pitch = pixels.a_pitch / BLOCK * AMX_PLANE;
   g.pixels = pixels.rows > 1 ? count : first_pixel(pixels.count, pixels.tiles, part.end) - first;
   if (g.pixels == 0) return;
   const ptrdiff_t n_tiles = (g.pixels + AMX_PIXELS - 1) / AMX_PIXELS;
@@ -210,15 +215,18 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, const Rows& rows, Ran
   g.c_stride = pixels.c_stride;
   g.add_stride = pixels.add_stride;
   g.act = spec_.act;
-  g.row_pixels = pixels.rows > 1 ? pixels.count : pixels.row_pixels;
-  g.row_gap = g.row_pixels > 0 ? pixels.c_pitch - g.row_pixels * BLOCK : 0;
-  const ptrdiff_t row = g.row_pixels > 0 ? first / g.row_pixels : 0;
+  const bool as_rows = pixels.row_pixels > 0;
+  g.row_pixels = as_rows ? pixels.row_pixels : pixels.count;
+  g.row_width = as_rows ? pixels.row_width : pixels.count;
+  g.c_pitch = pixels.c_pitch;
+  g.add_pitch = pixels.add_pitch;
+  const ptrdiff_t row = first / g.row_pixels;
   g.column = first - row * g.row_pixels;
 
   // All of the next panel, and what of the next layer that leaves room for.
   constexpr ptrdiff_t MOST_LINES = 16, MOST_LATER = 4;
   const auto up = [](ptrdiff_t n, ptrdiff_t by) { return (n + by - 1) / by; };
-  const ptrdiff_t in_panel = std::max<ptrdiff_t>(groups(g.n_taps), 1) * n_tiles,
+  const ptrdiff_t in_panel = std::max<ptrdiff_t>(groups(g.n_taps), 1) * n_tiles * g.rows,
                   in_all = in_panel * (some.end - some.begin);
   const ptrdiff_t panel_lines = spec_.amx->panel_floats(panel) / BLOCK;
   g.next_lines = std::min(up(panel_lines, in_panel), MOST_LINES);
@@ -238,8 +246,8 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, const Rows& rows, Ran
     g.panel_bytes = floats * ptrdiff_t{sizeof(float)};
     g.b = reinterpret_cast<const char*>(weights_of(from) + floats / spec_.weights->kh * rows.begin);
     g.bias = spec_.weights->bias + from.block * BLOCK;
-    g.c = pixels.c + from.block * pixels.c_stride + ptrdiff_t{first} * BLOCK + row * g.row_gap;
-    g.add = pixels.add != nullptr ? pixels.add + from.block * pixels.add_stride + ptrdiff_t{first} * BLOCK : nullptr;
+    g.c = pixels.c + from.block * pixels.c_stride + row * g.c_pitch;
+    g.add = pixels.add != nullptr ? pixels.add + from.block * pixels.add_stride + row * g.add_pitch : nullptr;
     amx_->gemm[from.nb - 1](g);
   };
   const bool narrow = last.nb == 1;  // and the only one

@@ -38,9 +38,12 @@ class ConvKernel {
     // So many such rows, whose A and what is prepared follow each other without a gap and whose C is so many floats
     // apart: then all tiles, cut by row_tiles, without add.
     int rows = 1;
+    ptrdiff_t a_pitch = 0;  // with knows_gaps(): of A, if its rows have gaps; they are then cut each for itself
     ptrdiff_t c_pitch = 0;
-    // With knows_gaps(): the pixels are rows of so many, whose C is c_pitch apart, and are cut as one all the same.
-    int row_pixels = 0;
+    // With knows_gaps(): the pixels are rows of so many, of which the first row_width go to rows of C that are c_pitch
+    // apart and get what is added from rows that are add_pitch apart; they are cut as one all the same.
+    int row_pixels = 0, row_width = 0;
+    ptrdiff_t add_pitch = 0;
   };
 
   // src gives the layout of A: pixel, row and block strides; its offset is not used.

@@ -211,7 +211,9 @@ struct AmxSplitArgs {
   ptrdiff_t plane;  // bytes
 };
 struct AmxArgs {
-  ptrdiff_t pixels;
+  ptrdiff_t rows;  // that are cut into tiles each for itself, a_pitch and c_pitch apart; more than one only without add
+  ptrdiff_t a_pitch;
+  ptrdiff_t pixels;  // of a row
   ptrdiff_t mr;      // of a tile; tiles follow each other, and the last ends with the last pixel
   ptrdiff_t panels;  // that follow each other, each of nb blocks
   const char* a;     // as they were split: what pixel i reads begins at a + i * xs + taps[j], for every j
@@ -228,8 +230,10 @@ struct AmxArgs {
   const float* add;  // or null
   ptrdiff_t add_stride;
   Act act;
-  // row_gap more floats of C behind every so many pixels, or 0; the first is pixel `column` of its row. Without add.
-  ptrdiff_t row_pixels, row_gap, column;
+  // Pixels are rows of so many, of which the first row_width go to C, which has a pitch of its own, as has `add`. C and
+  // `add` are those of the first pixel of a row, of which pixel `column` is the first of A.
+  ptrdiff_t row_pixels, row_width, column;
+  ptrdiff_t c_pitch, add_pitch;
   // With every group of products, of which a tile has amx_groups a tap, so many cache lines are fetched of the next
   // panel, or of these behind the last; and so many of those, all the time.
   const char* next;

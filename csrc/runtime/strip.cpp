@@ -233,7 +233,7 @@ class StripOp final : public Op {
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
       if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
       expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
-                    prepared_row(frame, y - y0), expand_room(), n, ring_.pitch()},
+                    prepared_row(frame, y - y0), expand_room(), n, 0, ring_.pitch()},
                    all, expand_->rows(y), {p, p + 1}, ahead);
     }
   }
