@@ -274,6 +274,7 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "has_inner", [](const std::string& isa) { return kernel_table(isa).inner.pixels != nullptr; }, py::arg("isa"),
       "Whether the ISA has kernels of inner products.");
+  m.def("adds_apart", &adds_apart, "Whether Strassen's product is faster than plain sums on this CPU.");
   m.def("adds_beside_multiplies", &adds_beside_multiplies,
         "Whether inner products are faster than plain sums on this CPU.");
   py::class_<Program> program(m, "Program");

@@ -106,16 +106,23 @@ bool has_avx512_vbmi() {
   return yes;
 }
 
+bool adds_apart() {
+  static const bool amd = [] {
+    const CpuId name = cpuid(0, 0);
+    return name.ebx == 0x68747541 && name.edx == 0x69746e65 && name.ecx == 0x444d4163;  // AuthenticAMD
+  }();
+  return amd;
+}
+
 bool adds_beside_multiplies() {
   static const bool yes = [] {
-    const CpuId name = cpuid(0, 0);
-    const bool amd = name.ebx == 0x68747541 && name.edx == 0x69746e65 && name.ecx == 0x444d4163;  // AuthenticAMD
     const unsigned version = cpuid(1, 0).eax, family = ((version >> 8) & 0xf) + ((version >> 20) & 0xff);
-    return amd && family == 0x19 && has_avx512();
+    return adds_apart() && family == 0x19 && has_avx512();
   }();
   return yes;
 }
 #else
+bool adds_apart() { return true; }
 bool adds_beside_multiplies() { return false; }
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }

@@ -11,6 +11,9 @@ bool has_avx512();  // F, DQ, BW, VL
 // Whether the core does a multiply-add, an addition and the loads of three values of A in a cycle, all of 16 lanes:
 // Zen 4 (of family 19h the only one with AVX-512). Others add where they multiply, or load too little (Zen 5).
 bool adds_beside_multiplies();
+// Whether additions have units of their own at all (AMD's Zen), so that Strassen's product gains. Not on CPUs of Intel,
+// where they take the place of multiply-adds; unknown on AArch64, where it is taken for true.
+bool adds_apart();
 // Whether large tiles of so many blocks are faster in halves (kernels/overlapped.h), in which every multiply-add takes
 // its value of A from memory. For two blocks that is one load more than otherwise, which is free where a core does one
 // multiply-add in a cycle and two loads, but not where it does two of each (14x32: 0.84 of the peak instead of 0.95 on
