@@ -97,10 +97,14 @@ def expected_saving_of_rows(oh: int, ow: int, pixels: int, taps: int, n_pieces: 
 def _cycles(tiles: int, split: float, chunks: int, taps: int, n_pieces: int, oc: int) -> float:
     """``split``: pixels that are split in parts, ``chunks``: calls of the kernel."""
     steps = n_pieces / 2
-    weight_bytes = 6 * 32 * taps * steps * math.ceil(oc / BLOCK) * BLOCK
-    products = tiles * math.ceil(oc / 32) * (480 * steps * taps + 330)
-    return products + 12 * split * steps + 1500 * chunks + 0.06 * weight_bytes
+    blocks = math.ceil(oc / BLOCK)
+    products = tiles * (blocks // 2 * (480 * steps * taps + 330) + blocks % 2 * (260 * steps * taps + 330))
+    return products + 12 * split * steps + 1500 * chunks + 0.06 * 6 * 32 * taps * steps * blocks * BLOCK
 
 
 def _plain_cycles(pixels: int, k: int, oc: int) -> float:
-    return pixels * k * math.ceil(oc / 8) * 8 / 32 / 0.88
+    """32 multiply-adds a cycle at most: 0.8 of that for tiles of 32 output channels, as layers find their maps and
+    weights, and less for those of 24 and 16."""
+    wide, rest = divmod(oc, 32)
+    lanes = wide * 32 / 0.8 + (16 / 0.62 if 0 < rest <= 16 else math.ceil(rest / 8) * 8 / 0.7)
+    return pixels * k * lanes / 32

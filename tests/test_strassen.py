@@ -22,9 +22,11 @@ Force = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def without_inner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On some CPUs another product takes its place."""
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some CPUs another product takes its place, and on some it is not the default."""
+    monkeypatch.setenv("FASTMOBILENET_STRASSEN", "1")
     monkeypatch.setenv("FASTMOBILENET_INNER", "0")
+    monkeypatch.setenv("FASTMOBILENET_AMX", "0")
 
 
 @pytest.fixture
@@ -186,10 +188,11 @@ def test_mobilenet_v1_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernels() -> list[str]:
         return [kernel for _, kernel in Engine(graph, "avx512" if "avx512" in ISAS else None).program(224, 224).steps]
 
-    monkeypatch.delenv("FASTMOBILENET_STRASSEN", raising=False)
     assert sum("/strassen" in kernel for kernel in kernels()) >= 8
     monkeypatch.setenv("FASTMOBILENET_STRASSEN", "0")
     assert not any("/strassen" in kernel for kernel in kernels())
+    monkeypatch.delenv("FASTMOBILENET_STRASSEN")
+    assert any("/strassen" in kernel for kernel in kernels()) == _native.adds_apart()
     monkeypatch.setenv("FASTMOBILENET_STRASSEN", "yes")
     with pytest.raises(ValueError, match="FASTMOBILENET_STRASSEN must be 0 or 1, not 'yes'"):
         Engine(graph)

@@ -289,7 +289,7 @@ void split_amx(const AmxSplitArgs& g) {
     const __mmask16 of_s = lanes(s), of_t = lanes(t);
     const float *x = g.a + s.offset, *y = g.a + t.offset;
     for (ptrdiff_t p = 0; p < g.pixels; ++p) {
-      const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * BLOCK), y1 = _mm512_maskz_loadu_ps(of_t, y + p * BLOCK);
+      const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), y1 = _mm512_maskz_loadu_ps(of_t, y + p * g.xs);
       const Vec x2 = rest_of(x1), y2 = rest_of(y1), x3 = rest_of(x2), y3 = rest_of(y2);
       char* const to = dst + p * AMX_PLANE;
       _mm512_storeu_si512(to, pairs_of(x1, y1));
@@ -302,7 +302,7 @@ void split_amx(const AmxSplitArgs& g) {
   const __mmask16 of_s = lanes(s);
   const float* x = g.a + s.offset;
   for (ptrdiff_t p = 0; p < g.pixels; ++p) {
-    const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * BLOCK), x2 = rest_of(x1), x3 = rest_of(x2);
+    const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), x2 = rest_of(x1), x3 = rest_of(x2);
     char* const to = dst + p * AMX_PLANE;
     _mm512_storeu_si512(to, pairs_of(x1, x2));
     _mm512_storeu_si512(to + g.plane, pairs_of(x1, x3));

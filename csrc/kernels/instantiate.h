@@ -6,6 +6,7 @@
 #include "kernels/eltwise.h"
 #include "kernels/gather.h"
 #include "kernels/gemm.h"
+#include "kernels/gemv.h"
 #include "kernels/pool.h"
 #include "kernels/strassen.h"
 #include "kernels/winograd.h"

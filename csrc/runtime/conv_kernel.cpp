@@ -189,7 +189,7 @@ void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t 
   if (spec_.inner) {
     inner_.pixels({a, list.data(), n, pixels, to});
   } else {
-    amx_->split({a, list.data(), n, pixels, reinterpret_cast<char*>(to), room * AMX_PLANE});
+    amx_->split({a, BLOCK, list.data(), n, pixels, reinterpret_cast<char*>(to), room * AMX_PLANE});
   }
 }
 

@@ -203,7 +203,8 @@ constexpr ptrdiff_t amx_groups(ptrdiff_t n_segs) { return n_segs / 2 * 6 + n_seg
 constexpr ptrdiff_t AMX_PLANE = 64, AMX_TILE = 1024;  // bytes of a pixel, and of 32 x 16 weights
 constexpr ptrdiff_t AMX_PARTS = 3;                    // tiles of weights for a block and one or two segments
 struct AmxSplitArgs {
-  const float* a;       // pixel i at a + i * 16
+  const float* a;  // pixel i at a + i * xs
+  ptrdiff_t xs;
   const Segment* segs;  // [n_segs], of 16 channels or less
   ptrdiff_t n_segs;
   ptrdiff_t pixels;

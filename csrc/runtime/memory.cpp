@@ -18,6 +18,12 @@ namespace fmn {
 namespace {
 constexpr size_t HUGE_PAGE = size_t{2} << 20;
 constexpr size_t LINE = 64;
+// Of a store: pages that nothing was written to take no memory, but the rest of a region that is full is lost.
+#if defined(_WIN32)
+constexpr size_t LEAST_REGION = HUGE_PAGE;  // there they do
+#else
+constexpr size_t LEAST_REGION = 8 * HUGE_PAGE;
+#endif
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 }  // namespace
@@ -60,19 +66,18 @@ float* WeightStore::allocate(size_t floats) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const size_t bytes = round_up(floats * sizeof(float), LINE);
   if (regions_.empty() || used_ + bytes > regions_.back()->bytes()) {
-    regions_.push_back(std::make_unique<Region>(round_up(std::max(bytes, HUGE_PAGE), HUGE_PAGE)));
+    regions_.push_back(std::make_unique<Region>(round_up(std::max(bytes, LEAST_REGION), HUGE_PAGE)));
     used_ = 0;
   }
   float* p = regions_.back()->data() + used_ / sizeof(float);
   used_ += bytes;
+  bytes_ += bytes;
   return p;
 }
 
 size_t WeightStore::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  size_t sum = 0;
-  for (const auto& r : regions_) sum += r->bytes();
-  return sum;
+  return bytes_;
 }
 
 }  // namespace fmn

@@ -35,7 +35,8 @@ class WeightStore {
  private:
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Region>> regions_;
-  size_t used_ = 0;  // bytes of the last region
+  size_t used_ = 0;   // bytes of the last region
+  size_t bytes_ = 0;  // that were handed out
 };
 
 // Gives freed memory back to the system, where the C library keeps it for itself (glibc does, up to 32 MB a piece).
