@@ -29,7 +29,7 @@ def test_plans_share_an_arena() -> None:
         engine.run(x[:, :h, :w], pixels=True)
     needed = engine.program(*sizes[0]).arena_bytes
     assert needed > 4 * MB
-    assert engine._arenas.nbytes <= needed + MB
+    assert engine._arenas.nbytes <= needed + 2 * MB  # and what a thread needs for itself
     for _ in range(130):  # of small pictures only: the large arena is given back
         engine.run(x[:, :64, :64], pixels=True)
     assert engine._arenas.nbytes <= 4 * engine.program(64, 64).arena_bytes + 4 * MB

@@ -81,7 +81,7 @@ class StripOp final : public Op {
 
   ptrdiff_t scratch_floats() const override {
     return prepared_at() + std::max(expand_ ? expand_->prepared_floats(expand_room()) : 0,
-                                    project_ ? project_->prepared_floats(ptrdiff_t{oh_} * ow_) : 0);
+                                    project_ ? project_->prepared_floats(std::max(room(strip_), room(whole_))) : 0);
   }
 
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
@@ -116,9 +116,8 @@ class StripOp final : public Op {
     });
     if (!project_) return;
     const Target target{frame.shared, &whole_, &*project_whole_};
-    const bool share_panels = project_->weights().floats() > 4 * whole_.floats();
     project_->share(
-        team, tiles(0, oh_), share_panels, next_weights, frame.far,
+        team, tiles(0, oh_), share_panels(), next_weights, frame.far,
         [&](Range tiles) { prepare(frame, target, 0, oh_, tiles); },
         [&](Range panels, Range tiles, WeightsAhead& ahead) { project(frame, target, 0, oh_, tiles, panels, ahead); });
   }
@@ -142,6 +141,14 @@ class StripOp final : public Op {
 
   // Behind those, what is prepared of pixels, for one convolution at a time.
   ptrdiff_t expand_room() const { return ptrdiff_t{ring_.h} * mid_.w; }
+  // Of the last convolution: all pixels of a strip, or of the whole map; where that takes much memory and threads share
+  // pixels of the whole map, as many as they do at a time.
+  ptrdiff_t room(const Tensor& map) const {
+    const ptrdiff_t all = ptrdiff_t{map.h} * map.w;
+    const bool some = &map == &whole_ && project_->prepares_much() && !share_panels();
+    return some ? std::min<ptrdiff_t>(all, ConvKernel::MOST_TILES * project_->mr()) : all;
+  }
+  bool share_panels() const { return project_->weights().floats() > 4 * whole_.floats(); }
   ptrdiff_t prepared_at() const {
     return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
   }
@@ -284,13 +291,22 @@ class StripOp final : public Op {
   // Of tiles of rows y0 .. y1 - 1, which follow each other in the strip.
   void prepare(const Frame& frame, const Target& target, int y0, int y1, Range part) const {
     const ConvKernel& kernel = *target.project;
+    const ptrdiff_t begin = pixel(kernel, y0, y1, part.begin), end = pixel(kernel, y0, y1, part.end);
+    kernel.prepare(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, end - begin,
+                   prepared_pixel(frame, target, y0, y1, part, begin), room(*target.tensor));
+  }
+
+  // The first pixel of a tile of rows y0 .. y1 - 1.
+  ptrdiff_t pixel(const ConvKernel& kernel, int y0, int y1, ptrdiff_t tile) const {
     const int width = flat_ ? (y1 - y0) * ow_ : ow_, per_row = kernel.tiles(width);
-    const auto pixel = [&](ptrdiff_t tile) {
-      return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
-    };
-    const ptrdiff_t begin = pixel(part.begin);
-    kernel.prepare(target.memory + target.tensor->at(0, 0, 0) + begin * BLOCK, pixel(part.end) - begin,
-                   kernel.at(frame.scratch + prepared_at(), begin), ptrdiff_t{y1 - y0} * ow_);
+    return tile / per_row * width + ConvKernel::first_pixel(width, per_row, tile % per_row);
+  }
+
+  // Where a pixel is that was prepared with those tiles.
+  float* prepared_pixel(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t at) const {
+    const ConvKernel& kernel = *target.project;
+    if (kernel.prepares_much()) at -= pixel(kernel, y0, y1, part.begin);
+    return kernel.at(frame.scratch + prepared_at(), at);
   }
 
   void project(const Frame& frame, const Target& target, int y0, int y1, Range part, Range panels,
@@ -309,7 +325,7 @@ class StripOp final : public Op {
       if (adds_expanded_) add = frame.scratch + ring_.at(0, (y0 + y) % ring_.h, 0);
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
                   add, (adds_expanded_ ? ring_ : add_).block_stride(), width, static_cast<int>(per_row),
-                  kernel.at(frame.scratch + prepared_at(), row * width), ptrdiff_t{y1 - y0} * ow_},
+                  prepared_pixel(frame, target, y0, y1, part, row * width), room(*target.tensor)},
                  tiles, kernel.rows(0), panels, ahead);
     }
   }
