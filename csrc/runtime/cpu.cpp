@@ -127,14 +127,6 @@ bool adds_beside_multiplies() { return false; }
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_amx_bf16() { return false; }
-bool has_amx_bf16() {
-  static const bool yes = [] {
-    const unsigned need = (1u << 22) | (1u << 24);  // BF16, TILE
-    return has_avx512() && (xcr0() & 0x60000) == 0x60000 && (cpuid(7, 0).edx & need) == need && allow_tiles();
-  }();
-  return yes;
-}
-
 bool has_avx_vnni() { return false; }
 bool has_avx512_vnni() { return false; }
 bool has_avx512_vbmi() { return false; }
