@@ -1,12 +1,13 @@
-"""Which dense convolutions are computed by the tile unit of AMX (csrc/kernels/amx.h), on CPUs that have one: six products
-of bfloat16 for one of floats, as exact as that, at up to twice the speed of AVX-512."""
+"""Which dense convolutions are computed by the tile unit of AMX (csrc/kernels/amx.h), on CPUs that have one: six
+products of bfloat16 for one of floats, as exact as that, at up to twice the speed of AVX-512."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from . import _native, winograd
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size
@@ -19,10 +20,11 @@ LEAST_SAVING = 0.05
 
 @dataclass(frozen=True)
 class InTiles:
-    """``pieces``: how many input channels lie together, if those are no blocks; ``saving``: the part of the layer's time
-    that is expected to be saved, against plain sums."""
+    """``pieces``: how many input channels lie together, if those are no blocks; ``saving``: the part of the layer's
+    time that is expected to be saved, against plain sums."""
 
-    ROOM = 0.25  # at 28x28, a strip that calls the tile unit for the 1x1 convolution behind it is the fastest
+    #: At 28x28, a strip that calls the tile unit for the 1x1 convolution behind it is the fastest.
+    ROOM: ClassVar[float] = 0.25
     pieces: tuple[int, ...]
     saving: float
 

@@ -201,8 +201,8 @@ def _weight_bytes(node: Node) -> int:
 
 
 def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, splits: Mapping[str, Alone]) -> bool:
-    """Whether that saves more than the strip gains. Never where the map between is larger than the cache: one more tensor
-    of that size makes the steps before it slower too."""
+    """Whether that saves more than the strip gains. Never where the map between is larger than the cache: one more
+    tensor of that size makes the steps before it slower too."""
     assert step.depthwise is not None
     _, h, w, c = shapes[step.depthwise.inputs[0]]
     macs = {n.name: count_macs(n, shapes) for n in step.nodes}
@@ -217,8 +217,8 @@ def make(expand: Node | None, depthwise: Node, project: Node | None, rows: int) 
 
 
 def strip_rows(depthwise: Node, shapes: Mapping[str, Shape], caches: Caches) -> int:
-    """Rows of a strip: eight, or as many as let ring and strip fit into half of the second-level cache, but not into much
-    of a large one.
+    """Rows of a strip: eight, or as many as let ring and strip fit into half of the second-level cache, but not into
+    much of a large one.
 
     Few rows would mean many short calls; an even number lets the depthwise kernel make two rows at once.
     """

@@ -13,7 +13,7 @@ from .amx import InTiles, choose_amx
 from .caches import caches
 from .channel_order import PLAIN, Order, Wiring, choose_orders, pack_order, plain_order, wire
 from .errors import ModelError
-from .fusion import Step, plan_steps
+from .fusion import Alone, Step, plan_steps
 from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
 from .inner import Inner, choose_inner
 from .layout import Arena, Layout, plan_arena
@@ -226,7 +226,8 @@ class Engine:
         """``wiring``: that of the engine or of another graph whose convolutions are among those of the engine."""
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
-        steps = plan_steps(graph, shapes, caches(), {**splits, **in_tiles}, scattered=wiring.runs)
+        alone: dict[str, Alone] = {**splits, **in_tiles}
+        steps = plan_steps(graph, shapes, caches(), alone, scattered=wiring.runs)
         in_turns = {step.expand.name for step in steps if step.expand is not None}
         specs = {
             n.name: self._spec(n, shapes, inners.get(n.name), None if n.name in in_turns else in_tiles.get(n.name))

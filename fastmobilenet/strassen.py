@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Split:
     """``levels`` of halving; ``groups`` of 2^levels panels of output channels; ``rows`` of the map that are multiplied
     at a time; ``saving``: the part of the layer's time that it is expected to save."""
 
-    ROOM = 1.0
+    ROOM: ClassVar[float] = 1.0
     levels: int
     groups: int
     rows: int

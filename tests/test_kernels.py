@@ -128,8 +128,8 @@ def test_gemm_passes_nan_and_keeps_to_its_tile(isa: str, kernel: dict) -> None:
     gap = 2 * BLOCK  # canaries between the blocks of C
     c = np.full(nb * (mr * BLOCK + gap), 77.0, np.float32)
     _native._test_gemm(
-        isa, 1, mr, nb, half, xs, kernel["halves"], pixel, case["a"], 0, case["segments"], case["b"].ravel(), case["bias"], c,
-        mr * BLOCK + gap, None, 0, _act(RELU6),
+        isa, 1, mr, nb, half, xs, kernel["halves"], pixel, case["a"], 0, case["segments"], case["b"].ravel(),
+        case["bias"], c, mr * BLOCK + gap, None, 0, _act(RELU6),
     )  # fmt: skip
     blocks = c.reshape(nb, -1)
     assert (blocks[:, mr * BLOCK :] == 77.0).all()
