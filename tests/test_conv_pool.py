@@ -101,7 +101,7 @@ def test_wrong_windows_are_refused() -> None:
     src, dst = program.tensor(3, 8, 8, 0, 0, True, 0), program.tensor(16, 2, 2, 0, 0, False, 4096)
     store = _native.WeightStore()
     packed = _native.pack(store, np.ones((16, 1, 1, 3), np.float32), None, 1, False, False, ISAS[0])
-    spec = _native.ConvSpec(packed, (1, 1), (1, 1), (0, 0), _native.Act("clamp", 0, 1, 0, 0), None)
+    spec = _native.ConvSpec(packed, (1, 1), (1, 1), (0, 0), _native.Act("clamp", 0, 1, 0, 0), None, None)
     good = [(0, 4, 4.0), (4, 8, 4.0)]
     program.conv_pool("y", src, dst, spec, (8, 8), True, good, good, 1)
     for wrong in ([(0, 4, 4.0)], [(0, 4, 4.0), (4, 9, 5.0)], [(4, 8, 4.0), (0, 4, 4.0)]):

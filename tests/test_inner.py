@@ -27,6 +27,12 @@ BLOCK = 16
 Force = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes their place."""
+    monkeypatch.setenv("FASTMOBILENET_AMX", "0")
+
+
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Force:
     """force(size): the convolution `y` is computed so, for inputs of this size."""
@@ -185,7 +191,7 @@ def test_an_isa_without_kernels() -> None:
     program = _native.Program("scalar", 2 * 64 * 32, _native.Arenas())
     tensors = [program.tensor(32, 4, 4, 0, 0, False, at) for at in (0, 1024)]
     weights = _native.InnerWeights(packed, 1.0)
-    spec = _native.ConvSpec(packed, (1, 1), (1, 1), (0, 0), lower._act(RELU6), weights)
+    spec = _native.ConvSpec(packed, (1, 1), (1, 1), (0, 0), lower._act(RELU6), weights, None)
     with pytest.raises(ValueError, match="the ISA has no kernels of inner products"):
         program.conv("y", *tensors, -1, spec)
 

@@ -44,9 +44,12 @@ def test_every_built_isa_lists_its_kernels() -> None:
     assert _native.built_isas()[-1] == "scalar"
     for isa in _native.supported_isas():
         kernels = _native._kernels(isa)
-        gemm = {(k["mr"], k["nb"], k["half"], k["xs"]) for k in kernels if k["op"] == "gemm_f32"}
+        listed = [k for k in kernels if k["op"] == "gemm_f32"]
+        gemm = {(k["mr"], k["nb"], k["half"], k["xs"]) for k in listed if not k["halves"]}
+        halves = {(k["mr"], k["nb"], k["half"], k["xs"]) for k in listed if k["halves"]}
+        assert halves <= gemm, "a tile in halves is one that there is without"
         depthwise = {(k["k"], k["stride"]) for k in kernels if k["op"] == "dw_f32"}
-        assert len(kernels) == len(gemm) + len(depthwise), "a kernel is listed twice"
+        assert len(kernels) == len(gemm) + len(halves) + len(depthwise), "a kernel is listed twice"
         assert depthwise == {(3, 1), (3, 2), (5, 1), (5, 2), (0, 0)}
         # For each tile width and pixel stride every row count from 1 on, or some maps could not be cut.
         for kind in {tile[1:] for tile in gemm}:

@@ -61,6 +61,7 @@ def test_same_bits_for_every_thread_count(isa: str) -> None:
 @pytest.mark.skipif("avx512" not in ISAS, reason="inner products are of avx512 only")
 def test_inner_products_of_strips_have_the_same_bits_for_every_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMOBILENET_INNER", "1")
+    monkeypatch.setenv("FASTMOBILENET_AMX", "0")
     b = GraphBuilder()
     x = conv(b, b.add("input"), 3, 32, 3, 2, activation=RELU6)
     y = conv(b, x, 32, 192, activation=RELU6)

@@ -165,6 +165,8 @@ def instructions(path: Path) -> list[tuple[int, str]]:
 def needs(text: str) -> str:
     """The least ISA that has this instruction: "baseline", or the first ISA of ours that has it."""
     mnemonic = text.partition(" ")[0]
+    if mnemonic.startswith(("tile", "tdp", "ldtilecfg")):
+        return "amx"
     if not X86:
         return "later" if BEYOND_ARMV8.fullmatch(mnemonic) or HALF_ARITHMETIC.match(text) else "baseline"
     if AVX512_REGISTERS.search(text):
@@ -178,6 +180,7 @@ ALLOWED = {
     "scalar": {"baseline"},
     "avx2": {"baseline", "avx2"},
     "avx512": {"baseline", "avx2", "avx512"},
+    "amx": {"baseline", "avx2", "avx512", "amx"},
     "neon": {"baseline"},
     # The quantised kernels; dot products count as "later" on ARM.
     "u8_scalar": {"baseline"},
@@ -189,7 +192,8 @@ ALLOWED = {
     "u8_neon_dotprod": {"baseline", "later"},
     "u8_neon_i8mm": {"baseline", "later"},
 }
-TABLES_X86 = ["avx2", "avx512", "scalar", "u8_avx2", "u8_avx512_vbmi", "u8_avx512_vnni", "u8_avx_vnni", "u8_scalar"]
+TABLES_X86 = ["amx", "avx2", "avx512", "scalar"]
+TABLES_X86 += ["u8_avx2", "u8_avx512_vbmi", "u8_avx512_vnni", "u8_avx_vnni", "u8_scalar"]
 TABLES_ARM = ["neon", "scalar", "u8_neon", "u8_neon_dotprod", "u8_neon_i8mm", "u8_scalar"]
 
 
@@ -208,7 +212,7 @@ def test_only_kernels_go_beyond_the_baseline(name: str) -> None:
             used[isa].add(need)
     assert not wrong, "\n".join(wrong[:20])
     if name == "_native":  # that the check sees the kernels at all
-        expected = {"scalar", "avx2", "avx512"} if X86 else {"scalar", "neon"}
+        expected = {"scalar", "avx2", "avx512", "amx"} if X86 else {"scalar", "neon"}
         assert {isa for isa, needed in used.items() if needed == ALLOWED[isa]} >= expected
 
 

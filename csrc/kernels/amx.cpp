@@ -5,7 +5,7 @@
 
 namespace fmn::amx {
 
-extern const AmxKernels kernels;
-const AmxKernels kernels = {split_amx, {gemm_amx<1>, gemm_amx<2>}};
+extern const AmxKernels table;
+const AmxKernels table = {split_amx, {gemm_amx<1>, gemm_amx<2>}};
 
 }  // namespace fmn::amx

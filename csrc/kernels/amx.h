@@ -96,13 +96,10 @@ template <int NB, Behind B>
 class AmxFinish {
  public:
   explicit AmxFinish(const AmxArgs& g)
-      : g_(g),
-        constants_(g.act, B == Behind::swish),
-        c_gap_(g.c_pitch - g.row_width * BLOCK),
-        add_gap_(g.add_pitch - g.row_width * BLOCK) {}
+      : g_(g), c_gap_(g.c_pitch - g.row_width * BLOCK), add_gap_(g.add_pitch - g.row_width * BLOCK) {}
 
   // Where the sums of the next tile go: pixels of block 0, and AMX_PIXELS * BLOCK behind those of block 1.
-  float* sums() { return sums_[count_ % TILES]; }
+  float* sums() { return sums_of(count_); }
   // It begins with this pixel, of which the first `done` belong to the tile before it.
   void add_tile(ptrdiff_t panel, ptrdiff_t first_row, ptrdiff_t pixel, ptrdiff_t done) {
     const ptrdiff_t at = g_.column + pixel + done, row_of_it = at / g_.row_pixels, row = first_row + row_of_it;
@@ -117,16 +114,17 @@ class AmxFinish {
 
   // The next n pixels of the last but one tile, as far as there are.
   void some(ptrdiff_t n) {
-    if (count_ >= 2) finish(n, tiles_[(count_ - 2) % TILES], sums_[(count_ - 2) % TILES]);
+    if (count_ >= 2) finish(n, tiles_[(count_ - 2) % TILES], sums_of(count_ - 2));
   }
   // What is left.
   void rest() {
     some(g_.mr);
-    finish(g_.mr, tiles_[(count_ - 1) % TILES], sums_[(count_ - 1) % TILES]);
+    finish(g_.mr, tiles_[(count_ - 1) % TILES], sums_of(count_ - 1));
   }
 
  private:
   static constexpr int TILES = 3;
+  float* sums_of(ptrdiff_t tile) { return g_.sums + tile % TILES * (AMX_SUMS / TILES); }
   struct Tile {
     float* c;
     const float* add;
@@ -136,33 +134,43 @@ class AmxFinish {
   void finish(ptrdiff_t n, Tile& t, const float* sums) {
     const ptrdiff_t begin = t.next, end = std::min(begin + n, g_.mr);
     t.next = end;
-    const float* from = sums + begin * BLOCK;
+    // Anew each time: they would be kept on the stack.
+    const Vec lo = set1(g_.act.lo), hi = set1(B == Behind::swish ? g_.act.alpha : g_.act.hi);
+    const float *from = sums + begin * BLOCK, *add = t.add;
+    float* c = t.c;
+    ptrdiff_t column = t.column;
     for (ptrdiff_t i = begin; i < end; ++i, from += BLOCK) {
-      if (t.column < g_.row_width) {
+      if (column < g_.row_width) {
         Vec x = load(from), y = load(from + AMX_PIXELS * BLOCK);
         if constexpr (NB == 1) x = plus(x, y);
-        finish_one(x, t.c, t.add);
-        if constexpr (NB == 2) finish_one(y, t.c + g_.c_stride, t.add + g_.add_stride);
-        t.c += BLOCK;
-        if (t.add != nullptr) t.add += BLOCK;
+        finish_one(x, c, add, lo, hi);
+        if constexpr (NB == 2) finish_one(y, c + g_.c_stride, add + g_.add_stride, lo, hi);
+        c += BLOCK;
+        if (add != nullptr) add += BLOCK;
       }
-      if (++t.column == g_.row_pixels) {
-        t.column = 0;
-        t.c += c_gap_;
-        if (t.add != nullptr) t.add += add_gap_;
+      if (++column == g_.row_pixels) {
+        column = 0;
+        c += c_gap_;
+        if (add != nullptr) add += add_gap_;
       }
+    }
+    t.c = c;
+    t.add = add;
+    t.column = column;
+  }
+
+  inline __attribute__((always_inline)) void finish_one(Vec x, float* c, const float* add, Vec lo, Vec hi) const {
+    if (B == Behind::add_clamp || (B == Behind::swish && g_.add != nullptr)) plus_m(x, add);
+    if constexpr (B == Behind::swish) {
+      swish_sum(x, lo, hi, &g_.act.beta);
+      store_now(c, x);
+    } else {
+      store_clamped(c, x, lo, hi);
     }
   }
 
-  void finish_one(Vec& x, float* c, const float* add) {
-    if (B == Behind::swish && g_.add != nullptr) plus_m(x, add);
-    finish_sum<B>(x, 0, {c, add}, constants_);
-  }
-
-  alignas(64) float sums_[TILES][2 * AMX_PIXELS * BLOCK];
   Tile tiles_[TILES];
   const AmxArgs& g_;
-  const FinishConstants constants_;
   const ptrdiff_t c_gap_, add_gap_;
   ptrdiff_t count_ = 0;
 };
@@ -175,7 +183,9 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
   const TileConfig config(static_cast<uint8_t>(rows));
   _tile_loadconfig(&config);
   const ptrdiff_t xs = g.xs, second = (mr - rows) * xs;
-  const ptrdiff_t groups = g.n_taps * amx_groups(g.n_segs), at_once = (mr + groups - 1) / groups;
+  // A row whose window lies outside of the map has no products, and finishes a whole tile at once.
+  const ptrdiff_t groups = std::max<ptrdiff_t>(g.n_taps * amx_groups(g.n_segs), 1),
+                  at_once = (mr + groups - 1) / groups;
   AmxFinish<NB, B> before(g);
   const char *soon, *later = g.later;
   // Behind every four products.
@@ -243,6 +253,7 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
             b += AMX_PARTS * PART;
           }
         }
+        if (g.n_taps == 0) meanwhile();
         float* const to = before.sums();
         const ptrdiff_t at = (mr - rows) * BLOCK;
         FMN_TILE_STORE(0, to);

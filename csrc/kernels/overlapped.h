@@ -147,7 +147,8 @@ __attribute__((noinline)) void gemm_overlapped(const GemmArgs& g) {
 template <int MR, int NB, int XS>
 void gemm_large(const GemmArgs& g) {
   const bool swish = g.act.kind != ActKind::clamp;
-  if (g.segs->len >= 8 && !(swish && g.add != nullptr)) {
+  // A window outside of the map has no segments.
+  if (g.n_segs > 0 && g.segs->len >= 8 && !(swish && g.add != nullptr)) {
     if (swish) return gemm_overlapped<MR, NB, XS, Behind::swish>(g);
     if (g.add == nullptr) return gemm_overlapped<MR, NB, XS, Behind::clamp>(g);
     if constexpr (XS >= BLOCK) return gemm_overlapped<MR, NB, XS, Behind::add_clamp>(g);

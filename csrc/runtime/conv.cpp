@@ -85,9 +85,9 @@ class ConvOp final : public Op {
       width_ = (src.h - 1) * row_pixels_ + src.w;
     }
     through_ = in_place && !dense(dst_) && add == nullptr && kernel_.rows_waste(dst_.w);
-    const bool flat = through_ || row_pixels_ > 0 || all_dense;
-    if (row_pixels_ == 0) width_ = flat ? dst_.h * dst_.w : dst_.w;
-    for (int y = 0; y < (flat ? 1 : dst_.h); ++y) {
+    flat_ = through_ || row_pixels_ > 0 || all_dense;
+    if (row_pixels_ == 0) width_ = flat_ ? dst_.h * dst_.w : dst_.w;
+    for (int y = 0; y < (flat_ ? 1 : dst_.h); ++y) {
       rows_.push_back({src.at(0, kernel_.top(y), -window.pad_left), dst_.at(0, y, 0),
                        add != nullptr ? add->at(0, y, 0) : 0, kernel_.rows(y)});
     }
@@ -108,11 +108,11 @@ class ConvOp final : public Op {
   struct Prepared {
     ptrdiff_t begin, count, room;
   };
-  // With AMX: a part of the only row, or whole rows of the source with their padding.
+  // With AMX: a part of all pixels, or whole rows of the source with their padding.
   ptrdiff_t of_rows(int rows) const { return rows * (src_.pitch() / BLOCK); }
-  ptrdiff_t room_of_all() const { return rows_.size() == 1 ? width_ : of_rows(src_.h); }
+  ptrdiff_t room_of_all() const { return flat_ ? width_ : of_rows(src_.h); }
   ptrdiff_t room_of_some() const {
-    if (rows_.size() == 1) return std::min<ptrdiff_t>(ConvKernel::MOST_TILES * kernel_.mr(), width_);
+    if (flat_) return std::min<ptrdiff_t>(ConvKernel::MOST_TILES * kernel_.mr(), width_);
     const int per_row = kernel_.tiles(width_), rows = (ConvKernel::MOST_TILES + per_row - 2) / per_row + 1;
     return of_rows(std::min(kernel_.bottom(rows - 1) - kernel_.top(0), src_.h));
   }
@@ -120,7 +120,7 @@ class ConvOp final : public Op {
     if (!kernel_.prepares_much()) return {0, 0, pixels()};
     if (panels_outside) tiles = {0, static_cast<ptrdiff_t>(rows_.size()) * per_row};
     const ptrdiff_t room = panels_outside ? room_of_all() : room_of_some();
-    if (rows_.size() == 1) {
+    if (flat_) {
       const int begin = ConvKernel::first_pixel(width_, per_row, tiles.begin);
       return {rows_[0].a + begin * BLOCK, ConvKernel::first_pixel(width_, per_row, tiles.end) - begin, room};
     }
@@ -184,7 +184,8 @@ class ConvOp final : public Op {
                            width_,
                            per_row,
                            prepared_row(frame, y, all),
-                           all.room};
+                           all.room,
+                           frame.scratch};
       p.c_pitch = dst_.pitch();
       p.row_pixels = row_pixels_;
       p.row_width = dst_.w;
@@ -204,6 +205,7 @@ class ConvOp final : public Op {
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
   int width_ = 0;            // pixels of a row
+  bool flat_ = false;        // one row is the whole map, and its pixels are those of the source
   int row_pixels_ = 0;       // of the source, if its rows are cut as one in spite of padding somewhere
   ptrdiff_t add_pitch_ = 0;  // then
   bool through_ = false;     // by way of the scratch memory

@@ -28,10 +28,12 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
         "strides and dilations must be positive");
   check(src.runs == nullptr || (w.kh * w.kw == 1 && w.groups == 1 && window.stride_h * window.stride_w == 1), name,
         "only a 1x1 convolution reads scattered channels");
+  check(!spec.inner || !spec.amx, name, "it cannot be computed in two ways");
   if (prepares()) {
     const std::string kind = spec.inner ? "inner" : "amx";
     check((spec.inner ? spec.inner->plain : spec.amx->plain) == spec.weights, name, "the weights are of another layer");
-    check(spec.inner ? table.inner.pixels != nullptr : amx_ != nullptr, name, "there are no such kernels here");
+    check(spec.inner ? table.inner.pixels != nullptr : amx_ != nullptr, name,
+          spec.inner ? "the ISA has no kernels of inner products" : "the CPU has no AMX");
     const bool pointwise = w.kh * w.kw * window.stride_h * window.stride_w == 1;
     check(!src.image && w.groups == 1, name, "it is for maps in blocks");
     check(spec.amx || (pointwise && window.pad_top == 0 && window.pad_left == 0), name,
@@ -208,7 +210,8 @@ void ConvKernel::run_amx(const Pixels& pixels, Range part, const Rows& rows, Ran
   g.mr = (g.pixels + n_tiles - 1) / n_tiles;
   g.a = reinterpret_cast<const char*>(pixels.prepared + first * xs_);
   g.xs = xs_ / BLOCK * AMX_PLANE;
-  g.plane = pixels.prepared_plane * AMX_PLANE;
+  g.plane = pixels.room * AMX_PLANE;
+  g.sums = pixels.memory + plane_floats(pixels.room);
   g.n_segs = spec_.amx->n_pieces();
   g.taps = taps_.data() + ptrdiff_t{rows.begin} * spec_.weights->kw;
   g.n_taps = ptrdiff_t{rows.end - rows.begin} * spec_.weights->kw;

@@ -34,7 +34,8 @@ class ConvKernel {
     int count;
     int tiles;                        // at least tiles(count)
     const float* prepared = nullptr;  // where prepare() put the first of them
-    ptrdiff_t prepared_plane = 0;     // and for how many it made room
+    ptrdiff_t room = 0;               // and for how many there is room
+    float* memory = nullptr;          // of all that is prepared, prepared_floats(room)
     // So many such rows, whose A and what is prepared follow each other without a gap and whose C is so many floats
     // apart: then all tiles, cut by row_tiles, without add.
     int rows = 1;
@@ -73,7 +74,7 @@ class ConvKernel {
   // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number).
   void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room) const;
   ptrdiff_t prepared_floats(ptrdiff_t room) const {
-    if (spec_.amx) return amx_planes(spec_.amx->n_pieces()) * room * BLOCK;
+    if (spec_.amx) return plane_floats(room) + AMX_SUMS;
     return spec_.inner ? room : 0;
   }
   float* at(float* prepared, ptrdiff_t pixel) const { return prepared + pixel * (spec_.amx ? BLOCK : 1); }
@@ -167,6 +168,7 @@ class ConvKernel {
  private:
   void run_inner(const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead) const;
   void run_amx(const Pixels& pixels, Range part, const Rows& rows, Range some, WeightsAhead& ahead) const;
+  ptrdiff_t plane_floats(ptrdiff_t room) const { return amx_planes(spec_.amx->n_pieces()) * room * BLOCK; }
   ptrdiff_t groups(ptrdiff_t n_taps) const { return n_taps * amx_groups(spec_.amx->n_pieces()); }
   template <class Args, class Run>
   void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;

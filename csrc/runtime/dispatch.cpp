@@ -17,7 +17,7 @@ extern const KernelTable table;
 #endif
 #ifdef FMN_HAVE_AMX
 namespace amx {
-extern const AmxKernels kernels;
+extern const AmxKernels table;
 }
 #endif
 #ifdef FMN_HAVE_AVX2
@@ -126,7 +126,7 @@ int max_mr(const KernelTable& table, int nb, int xs) {
 
 const AmxKernels* amx_kernels() {
 #ifdef FMN_HAVE_AMX
-  return has_amx_bf16() ? &amx::kernels : nullptr;
+  return has_amx_bf16() ? &amx::table : nullptr;
 #else
   return nullptr;
 #endif

@@ -202,6 +202,7 @@ constexpr ptrdiff_t amx_planes(ptrdiff_t n_segs) { return n_segs / 2 * 3 + n_seg
 constexpr ptrdiff_t amx_groups(ptrdiff_t n_segs) { return n_segs / 2 * 6 + n_segs % 2 * 3; }
 constexpr ptrdiff_t AMX_PLANE = 64, AMX_TILE = 1024;  // bytes of a pixel, and of 32 x 16 weights
 constexpr ptrdiff_t AMX_PARTS = 3;                    // tiles of weights for a block and one or two segments
+constexpr ptrdiff_t AMX_SUMS = ptrdiff_t{3} * 2 * AMX_PIXELS * BLOCK;  // floats, of three tiles
 struct AmxSplitArgs {
   const float* a;  // pixel i at a + i * xs
   ptrdiff_t xs;
@@ -225,6 +226,7 @@ struct AmxArgs {
   ptrdiff_t n_segs;       // of the split
   const char* b;          // [n_taps][(n_segs + 1) / 2][AMX_PARTS][nb][AMX_TILE]
   ptrdiff_t panel_bytes;  // to the next panel
+  float* sums;            // memory for AMX_SUMS floats
   const float* bias;
   float* c;  // as in GemmArgs
   ptrdiff_t c_stride;

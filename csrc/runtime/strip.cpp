@@ -240,7 +240,7 @@ class StripOp final : public Op {
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
       if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
       expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
-                    prepared_row(frame, y - y0), expand_room(), n, 0, ring_.pitch()},
+                    prepared_row(frame, y - y0), expand_room(), frame.scratch + prepared_at(), n, 0, ring_.pitch()},
                    all, expand_->rows(y), {p, p + 1}, ahead);
     }
   }
@@ -325,7 +325,8 @@ class StripOp final : public Op {
       if (adds_expanded_) add = frame.scratch + ring_.at(0, (y0 + y) % ring_.h, 0);
       kernel.run({target.memory + target.tensor->at(0, y, 0), frame.arena + dst_.at(0, y0 + y, 0), dst_.block_stride(),
                   add, (adds_expanded_ ? ring_ : add_).block_stride(), width, static_cast<int>(per_row),
-                  prepared_pixel(frame, target, y0, y1, part, row * width), room(*target.tensor)},
+                  prepared_pixel(frame, target, y0, y1, part, row * width), room(*target.tensor),
+                  frame.scratch + prepared_at()},
                  tiles, kernel.rows(0), panels, ahead);
     }
   }
