@@ -14,7 +14,7 @@ import pytest
 
 from fastmobilenet import _native, amx, fusion, lower, models, reference
 from fastmobilenet.amx import choose_amx, expected_saving, expected_saving_of_rows
-from fastmobilenet.graph import HARD_SWISH, RELU, RELU6, Activation, Graph, GraphBuilder
+from fastmobilenet.graph import HARD_SWISH, RELU6, Activation, Graph, GraphBuilder
 from fastmobilenet.lower import Engine
 
 from .test_lower import conv, picture
@@ -78,7 +78,7 @@ def exact(graph: Graph, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kernels(engine: Engine, x: np.ndarray) -> dict[str, str]:
-    return {name: kernel for name, kernel in engine.program(*x.shape[1:3]).steps}
+    return dict(engine.program(*x.shape[1:3]).steps)
 
 
 def assert_same_bits(engine: Engine, x: np.ndarray, found: np.ndarray, threads: tuple[int, ...] = (2, 3)) -> None:
@@ -130,9 +130,7 @@ def test_every_width(ic: int, oc: int, force: Force) -> None:
 @pytest.mark.parametrize("activation", ACTS, ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-def test_maps(
-    size: tuple[int, int], activation: Activation | None, residual: bool, padded: bool, force: Force
-) -> None:
+def test_maps(size: tuple[int, int], activation: Activation | None, residual: bool, padded: bool, force: Force) -> None:
     force()
     for ic, oc in ((40, 24), (48, 80)):
         check(layer(ic, oc, activation=activation, residual=residual, padded=padded), picture(*size, n=2))
@@ -154,7 +152,9 @@ def test_windows(k: Any, s: Any, dilation: int, residual: bool, force: Force) ->
 
 
 @needs_amx
-@pytest.mark.parametrize("k, padding", [(1, (2, 1, 0, 0)), ((1, 2), (1, 2, 1, 0)), ((2, 3), (4, 3, 0, 1)), (5, (0, 0, 0, 0))])
+@pytest.mark.parametrize(
+    "k, padding", [(1, (2, 1, 0, 0)), ((1, 2), (1, 2, 1, 0)), ((2, 3), (4, 3, 0, 1)), (5, (0, 0, 0, 0))]
+)
 def test_rows_that_read_nothing(k: Any, padding: Any, force: Force) -> None:
     """More padding than the window has rows: some outputs are the bias alone."""
     force()
@@ -293,7 +293,7 @@ def test_strips(
     ic: int, wide: int, oc: int, k: int, s: int, residual: str, padded: bool, force: Force,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """In a strip, and each on its own: the same values, for threads that share rows and for those that share channels."""
+    """In a strip, and each on its own: the same values, whether threads share rows or channels."""
     graph = block(ic, wide, oc, k, s, residual, padded)
     for size in ((28, 28), (40, 13), (61, 37)):
         x = picture(*size, n=2)
