@@ -226,6 +226,17 @@ def test_report_fills_in_the_readme(
     assert readme.read_text() == "no markers"
 
 
+def test_the_readme_has_a_table_for_each_cpu(race_document: dict[str, Any], tmp_path: Path) -> None:
+    other = json.loads(json.dumps(race_document))
+    other["machine"]["cpu"] = "Another CPU"
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, document in zip(paths, (race_document, other), strict=True):
+        path.write_text(json.dumps(document))
+    table = report.readme_table(paths)
+    first, second = (tables.race_markdown([document], brief=True) for document in (race_document, other))
+    assert table == f"{race_document['machine']['cpu']}:\n\n{first}\nAnother CPU:\n\n{second}"
+
+
 def test_report_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"benchmarks": []}')
