@@ -24,8 +24,8 @@ DISTRIBUTIONS = {
 
 #: instruction sets that decide which kernels a framework has
 FLAGS = (
-    "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 avx_vnni "
-    "amx_tile amx_int8 asimd asimdhp asimddp i8mm bf16 sve"
+    "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 avx512_fp16 avx_vnni "
+    "amx_tile amx_bf16 amx_int8 asimd asimdhp asimddp i8mm bf16 sve"
 ).split()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
