@@ -128,6 +128,21 @@ def test_finds_the_loops_of_every_kernel(kernels: dict[str, list[Function]]) -> 
     assert not missing, "\n".join(missing)
 
 
+def test_sums_of_amx_stay_in_tiles(kernels: dict[str, list[Function]]) -> None:
+    """The loop over channels stores no tile and loads none of sums."""
+    for function in kernels.get("amx", []):
+        match = re.search(r"gemm_amx_tiles<(\d)", spelled(function))
+        if match is None:
+            continue
+        least = 12 * int(match[1])  # six products, with two sums or four
+        loops = [f for f in function.loops if sum(i.mnemonic == "tdpbf16ps" for i in f.instructions) >= least]
+        assert loops, function.name
+        for i in min(loops, key=lambda loop: len(loop.instructions)).instructions:
+            assert not i.mnemonic.startswith(("tilestore", "tilezero")), f"{spelled(function)}: {i.text}"
+            if i.mnemonic.startswith("tileload"):
+                assert i.operands[0] not in {f"%tmm{n}" for n in range(4)}, f"{spelled(function)}: {i.text}"
+
+
 # --- the checker itself ----------------------------------------------------------------------------------
 
 

@@ -75,6 +75,17 @@ def test_convolution_inside(isa: str, k: Any, s: Any, dilation: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k, padding", [(1, (2, 1, 0, 0)), (1, (1, 3, 5, 1)), ((2, 3), (4, 3, 0, 1))])
+def test_windows_outside_of_the_map(isa: str, k: Any, padding: Any) -> None:
+    """More padding than the window has rows: the outputs there are the bias alone."""
+    for ic, oc, (h, w) in ((48, 102, (7, 73)), (16, 32, (3, 28)), (24, 40, (5, 9))):
+        b = GraphBuilder()
+        x = conv(b, b.add("input"), 3, ic, padding=(3, 2, 0, 0))
+        graph = b.build(conv(b, x, ic, oc, k, padding=padding), input_layout="NHWC")
+        assert_equal_to_reference(graph, picture(h, w), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("padding", ["same", (1, 1, 1, 1), (0, 0, 0, 0), (2, 1, 0, 2)])
 @pytest.mark.parametrize(
     "k, s, dilation", [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2), (7, 1, 1), ((3, 5), (2, 1), 1)]
