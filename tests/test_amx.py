@@ -14,7 +14,7 @@ import pytest
 
 from fastmobilenet import _native, amx, fusion, lower, models, reference
 from fastmobilenet.amx import choose_amx, expected_saving, expected_saving_of_rows
-from fastmobilenet.graph import HARD_SWISH, RELU6, Activation, Graph, GraphBuilder
+from fastmobilenet.graph import HARD_SWISH, RELU, RELU6, Activation, Graph, GraphBuilder
 from fastmobilenet.lower import Engine
 
 from .test_lower import conv, picture
@@ -209,6 +209,25 @@ def test_errors_are_those_of_plain_sums(ic: int, k: int, s: int, force: Force, m
         assert root_mean_square(by_tiles) <= 1.2 * root_mean_square(plain)
         assert by_tiles.max() <= 1.5 * plain.max()
     assert root_mean_square(by_tiles) <= EPS / 2
+
+
+@needs_amx
+@pytest.mark.parametrize("ic", [16, 64, 72])
+def test_sums_are_not_too_small(ic: int, force: Force) -> None:
+    """The products that are not made have either sign, or every layer would lose the same part of all its values, which
+    no mean over a map takes away."""
+    force()
+    graph = layer(ic, 64, weight=abs(np.random.default_rng(ic).standard_normal((64, 1, 1, ic))))
+    nodes = []
+    for n in graph.nodes:
+        if n.name == "y":
+            nodes.append(dataclasses.replace(n, params={"weight": n.params["weight"]}))
+        else:
+            nodes.append(dataclasses.replace(n, attrs={**n.attrs, "activation": RELU}) if n.params else n)
+    graph, x = graph.replace(nodes=tuple(nodes)), picture(20, 20)
+    expected, magnitude = exact(graph, x)
+    error = (Engine(graph, ISA).run(x, pixels=False) - expected)[magnitude > 0] / magnitude[magnitude > 0]
+    assert abs(error.mean()) < 0.05 * EPS
 
 
 @needs_amx

@@ -2,7 +2,7 @@
 // as a core multiplies floats.
 //
 // A float has 24 bits of significand, a bfloat16 has 8, so that a float is exactly the sum of three: x = x1 + x2 + x3,
-// each the leading bits of what is left. Of the nine products of parts six are made,
+// each what is left, rounded. Of the nine products of parts six are made,
 //
 //   a b = a1 b1 + (a1 b2 + a2 b1) + (a1 b3 + a2 b2 + a3 b1) + ..,
 //
@@ -284,12 +284,21 @@ inline __m512i pairs_of(Vec x, Vec y) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(x), 16), _mm512_castps_si512(y), high, 0xf8);
 }
 
-// What is left of x without its leading bits: exact.
-inline Vec rest_of(Vec x) {
-  const Vec leading =
-      _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-  return minus(x, leading);
+// x rounded to its 8 leading bits. Not cut: what is left would have the sign of x, and so would all products that are
+// not made, 0.7 x 2^-24 of every sum. NaN may become a zero here, and what is left is NaN then.
+inline Vec leading_of(Vec x) {
+  const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
+
+struct Parts {  // exact
+  Vec first, second, third;
+  explicit Parts(Vec x) : first(leading_of(x)) {
+    const Vec rest = minus(x, first);
+    second = leading_of(rest);
+    third = minus(rest, second);
+  }
+};
 
 void split_amx(const AmxSplitArgs& g) {
   char* dst = g.dst;
@@ -301,11 +310,11 @@ void split_amx(const AmxSplitArgs& g) {
     const float *x = g.a + s.offset, *y = g.a + t.offset;
     for (ptrdiff_t p = 0; p < g.pixels; ++p) {
       const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), y1 = _mm512_maskz_loadu_ps(of_t, y + p * g.xs);
-      const Vec x2 = rest_of(x1), y2 = rest_of(y1), x3 = rest_of(x2), y3 = rest_of(y2);
+      const Parts a(x1), b(y1);
       char* const to = dst + p * AMX_PLANE;
-      _mm512_storeu_si512(to, pairs_of(x1, y1));
-      _mm512_storeu_si512(to + g.plane, pairs_of(x2, y2));
-      _mm512_storeu_si512(to + 2 * g.plane, pairs_of(x3, y3));
+      _mm512_storeu_si512(to, pairs_of(a.first, b.first));
+      _mm512_storeu_si512(to + g.plane, pairs_of(a.second, b.second));
+      _mm512_storeu_si512(to + 2 * g.plane, pairs_of(a.third, b.third));
     }
   }
   if (i == g.n_segs) return;
@@ -313,10 +322,10 @@ void split_amx(const AmxSplitArgs& g) {
   const __mmask16 of_s = lanes(s);
   const float* x = g.a + s.offset;
   for (ptrdiff_t p = 0; p < g.pixels; ++p) {
-    const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), x2 = rest_of(x1), x3 = rest_of(x2);
+    const Parts a(_mm512_maskz_loadu_ps(of_s, x + p * g.xs));
     char* const to = dst + p * AMX_PLANE;
-    _mm512_storeu_si512(to, pairs_of(x1, x2));
-    _mm512_storeu_si512(to + g.plane, pairs_of(x1, x3));
+    _mm512_storeu_si512(to, pairs_of(a.first, a.second));
+    _mm512_storeu_si512(to + g.plane, pairs_of(a.first, a.third));
   }
 }
 

@@ -11,10 +11,11 @@ namespace {
 
 constexpr ptrdiff_t TILE = AMX_TILE / ptrdiff_t{sizeof(float)};
 
-// The leading 8 bits of the significand of x as a bfloat16; x keeps the others.
+// x rounded to the leading 8 bits of its significand, as a bfloat16; x keeps the others.
 uint16_t take_leading(float& x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7f800000) != 0x7f800000) bits += 0x8000;  // NaN stays
   bits &= 0xffff0000;
   float leading;
   std::memcpy(&leading, &bits, sizeof leading);
