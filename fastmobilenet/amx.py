@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,13 +42,15 @@ def choose_amx(
     shapes: Mapping[str, Shape],
     weights: Mapping[str, _native.PackedWeights],
     pieces: Mapping[str, tuple[int, ...]] | None = None,
+    without: Container[str] = (),
 ) -> dict[str, InTiles]:
-    """The convolutions of ``graph`` for which that pays. ``pieces``: of those whose input channels do not lie in the
-    blocks of one tensor, how many lie together (channel_order.py)."""
+    """The convolutions of ``graph`` for which that pays, but those ``without``: the scores of a classifier, as the last
+    panel of a layer may be summed in another order, and equal classes must get equal scores. ``pieces``: of those
+    whose input channels do not lie in the blocks of one tensor, how many lie together (channel_order.py)."""
     pieces = pieces or {}
     chosen = {}
     for node in graph.nodes:
-        if node.name not in weights or not _is_possible(graph, node):
+        if node.name not in weights or node.name in without or not _is_possible(graph, node):
             continue
         _, oh, ow, oc = shapes[node.name]
         _, h, w, ic = shapes[node.inputs[0]]

@@ -186,7 +186,7 @@ class Engine:
         pieces = self._wiring.pieces
         in_tiles: dict[str, InTiles] = {}
         if self._use_amx:
-            in_tiles = choose_amx(graph, shapes, self._weights, pieces=pieces)
+            in_tiles = choose_amx(graph, shapes, self._weights, pieces, self._scores)
         inners: dict[str, Inner] = {}
         if self._use_inner:
             into = {name: order.into for name, order in self._orders.items() if order.into is not None}
