@@ -206,7 +206,7 @@ def provenance(document: dict) -> list[str]:
     machine = document.get("machine") or document["machine_info"]
     date = (document.get("date") or document["datetime"])[:10]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
-    flags = [f for f in machine["flags"] if f in ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "asimd")]
+    flags = [f for f in machine["flags"] if f in ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", "amx_bf16", "asimd")]
     virtual = ", virtual" if machine["hypervisor"] else ""
     return [
         f"{date}, {machine['cpu']}, {machine['logical_cpus']} CPUs{virtual} ({' '.join(flags)}), {machine['system']}, "

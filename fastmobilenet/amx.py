@@ -4,13 +4,13 @@ products of bfloat16 for one of floats, as exact as that, at up to twice the spe
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from . import _native, winograd
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size
+from .switches import switch
 
 BLOCK = 16
 
@@ -31,10 +31,7 @@ class InTiles:
 
 def enabled(isa: str) -> bool:
     """Whether the ISA has AMX here and FASTMOBILENET_AMX does not say 0. Raises ValueError for anything but 0 and 1."""
-    text = os.environ.get("FASTMOBILENET_AMX", "").strip()
-    if text not in ("", "0", "1"):
-        raise ValueError(f"FASTMOBILENET_AMX must be 0 or 1, not {text!r}")
-    return text != "0" and _native.has_amx(isa)
+    return switch("FASTMOBILENET_AMX") is not False and _native.has_amx(isa)
 
 
 def choose_amx(

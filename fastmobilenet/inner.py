@@ -11,7 +11,6 @@ make the errors too large. So is one that makes the scores of a classifier, as w
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ import numpy as np
 from . import _native
 from .graph import Graph, Shape
 from .strassen import is_pointwise
+from .switches import switch
 
 BLOCK = 16
 
@@ -46,10 +46,8 @@ class Inner:
 def enabled() -> bool:
     """What FASTMOBILENET_INNER says, 0 or 1, or else whether this CPU gains from it. Raises ValueError for any other
     value."""
-    text = os.environ.get("FASTMOBILENET_INNER", "").strip()
-    if text not in ("", "0", "1"):
-        raise ValueError(f"FASTMOBILENET_INNER must be 0 or 1, not {text!r}")
-    return text == "1" if text else _native.adds_beside_multiplies()
+    wanted = switch("FASTMOBILENET_INNER")
+    return _native.adds_beside_multiplies() if wanted is None else wanted
 
 
 def choose_inner(

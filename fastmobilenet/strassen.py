@@ -14,7 +14,6 @@ scores, and a product that halves the channels rounds the two halves differently
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,6 +23,7 @@ import numpy as np
 from . import _native
 from .caches import Caches
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size
+from .switches import switch
 
 BLOCK = 16
 FLOAT = 4
@@ -53,10 +53,8 @@ class Split:
 def enabled() -> bool:
     """What FASTMOBILENET_STRASSEN says, 0 or 1, or else whether this CPU gains from it. Raises ValueError for any other
     value."""
-    text = os.environ.get("FASTMOBILENET_STRASSEN", "").strip()
-    if text not in ("", "0", "1"):
-        raise ValueError(f"FASTMOBILENET_STRASSEN must be 0 or 1, not {text!r}")
-    return text == "1" if text else _native.adds_apart()
+    wanted = switch("FASTMOBILENET_STRASSEN")
+    return _native.adds_apart() if wanted is None else wanted
 
 
 def choose_splits(

@@ -1,4 +1,4 @@
-// 1x1 convolutions of floats on the tile unit of AMX, which multiplies bfloat16 only, but 16 times as many in a cycle
+// Dense convolutions of floats on the tile unit of AMX, which multiplies bfloat16 only, but 16 times as many in a cycle
 // as a core multiplies floats.
 //
 // A float has 24 bits of significand, a bfloat16 has 8, so that a float is exactly the sum of three: x = x1 + x2 + x3,
@@ -19,6 +19,9 @@
 // A last segment that has no partner is its own: its planes hold the pairs (x1, x2) and (x1, x3), its weights (b1, b1),
 // (b2, b2) and (b3, b1), which makes the six products in three steps.
 //
+// A window of several pixels reads the same planes at other pixels (AmxArgs::taps). An infinity gives NaN, as what is
+// left of it is NaN; so does a value that rounds to one.
+//
 // A product takes as many cycles as A has rows, and 52 until its sum can be used: four sums, two by two, keep the unit
 // busy: 32 pixels and 32 channels. Both halves of a tile have the same number of rows, and share one where it is odd.
 // For a single block two pixels by two: products with b1, and the others.
@@ -27,7 +30,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "kernels/activation.h"
@@ -200,7 +202,7 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
     const char* const weights = g.b + panel * g.panel_bytes;
     const float* const bias = g.bias + panel * NB * BLOCK;
     soon = panel + 1 < g.panels ? weights + g.panel_bytes : g.next;
-    for (ptrdiff_t row = 0; row < g.rows; ++row)
+    for (ptrdiff_t row = 0; row < g.rows; ++row) {
       for (ptrdiff_t begin = 0; begin < g.pixels; begin += mr) {
         const ptrdiff_t pixel = std::min(begin, g.pixels - mr);
         FMN_TILE_LOAD(0, bias, 0);
@@ -262,6 +264,7 @@ __attribute__((noinline)) void gemm_amx_tiles(const AmxArgs& g) {
         FMN_TILE_STORE(3, to + AMX_PIXELS * BLOCK + at);
         before.add_tile(panel, row, pixel, begin - pixel);
       }
+    }
   }
   before.rest();
   _tile_release();

@@ -25,7 +25,7 @@ class ConvOp final : public Op {
     const PackedWeights& w = *spec.weights;
     const ptrdiff_t weight_floats = w.floats();
     small_ = src.floats() + dst.floats() < L2_FLOATS;
-    panels_outside_ = !kernel_.prepares_much() && (weight_floats > L2_FLOATS / 2 || small_);
+    panels_outside_ = !kernel_.on_amx() && (weight_floats > L2_FLOATS / 2 || small_);
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
     // are fetched ahead; half of the map comes from another core's cache, as does half of what is written over.
     // As in conv_u8.cpp: a thread that makes whole panels of a map that grows finds them again in the depthwise
@@ -34,7 +34,7 @@ class ConvOp final : public Op {
     const bool widens = by_blocks && dst.floats() >= src.floats() && src.floats() < L2_FLOATS / 2;
     share_panels_ = weight_floats > L2_FLOATS / 2 || weight_floats > 4 * src.floats() || widens;
     // Whoever does panels prepares all pixels, and whoever does pixels reads all weights.
-    if (kernel_.prepares_much()) share_panels_ = w.oc > pixels() && kernel_.prepared_floats(room_of_all()) < L2_FLOATS;
+    if (kernel_.on_amx()) share_panels_ = w.oc > pixels() && kernel_.prepared_floats(room_of_all()) < L2_FLOATS;
   }
 
   void run(const Frame& frame, Team& team) const override {
@@ -53,7 +53,7 @@ class ConvOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    if (kernel_.prepares_much()) {
+    if (kernel_.on_amx()) {
       return kernel_.prepared_floats(share_panels_ ? std::max(room_of_all(), room_of_some()) : room_of_some());
     }
     if (kernel_.prepares()) return kernel_.prepared_floats(pixels());
@@ -79,7 +79,7 @@ class ConvOp final : public Op {
     const auto dense = [](const Tensor& t) { return t.pad_left + t.pad_right == 0; };
     const bool same = w.kh * w.kw == 1 && window.stride_h * window.stride_w == 1 && src.h == dst_.h && src.w == dst_.w;
     const bool in_place = same && dense(src), all_dense = in_place && dense(dst_) && (add == nullptr || dense(*add));
-    if (same && !all_dense && kernel_.knows_gaps()) {
+    if (same && !all_dense && kernel_.on_amx()) {
       row_pixels_ = static_cast<int>(src.pitch() / BLOCK);
       add_pitch_ = add != nullptr ? add->pitch() : 0;
       width_ = (src.h - 1) * row_pixels_ + src.w;
@@ -117,7 +117,7 @@ class ConvOp final : public Op {
     return of_rows(std::min(kernel_.bottom(rows - 1) - kernel_.top(0), src_.h));
   }
   Prepared prepared(bool panels_outside, Range tiles, int per_row) const {
-    if (!kernel_.prepares_much()) return {0, 0, pixels()};
+    if (!kernel_.on_amx()) return {0, 0, pixels()};
     if (panels_outside) tiles = {0, static_cast<ptrdiff_t>(rows_.size()) * per_row};
     const ptrdiff_t room = panels_outside ? room_of_all() : room_of_some();
     if (flat_) {
@@ -130,7 +130,7 @@ class ConvOp final : public Op {
   }
 
   void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all) const {
-    if (kernel_.prepares_much()) {
+    if (kernel_.on_amx()) {
       kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room);
       return;
     }
@@ -142,7 +142,7 @@ class ConvOp final : public Op {
     });
   }
   const float* prepared_row(const Frame& frame, ptrdiff_t y, const Prepared& all) const {
-    if (!kernel_.prepares_much()) return frame.scratch + y * width_;
+    if (!kernel_.on_amx()) return frame.scratch + y * width_;
     return frame.scratch + (rows_[static_cast<size_t>(y)].a - all.begin);  // a pixel takes a block in a plane too
   }
 
@@ -163,7 +163,7 @@ class ConvOp final : public Op {
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       if (part.begin == 0 && row_pixels_ == 0) clear_padding(frame.arena, dst_, kernel_.blocks(panels), {y, y + 1});
     });
-    const bool several = kernel_.knows_gaps() && !has_add_;
+    const bool several = kernel_.on_amx() && !has_add_;
     for (ptrdiff_t y = tiles.begin / per_row; y * per_row < tiles.end;) {
       const Row& row = rows_[static_cast<size_t>(y)];
       const Range part{std::max(tiles.begin - y * per_row, ptrdiff_t{0}),

@@ -39,9 +39,9 @@ class ConvKernel {
     // So many such rows, whose A and what is prepared follow each other without a gap and whose C is so many floats
     // apart: then all tiles, cut by row_tiles, without add.
     int rows = 1;
-    ptrdiff_t a_pitch = 0;  // with knows_gaps(): of A, if its rows have gaps; they are then cut each for itself
+    ptrdiff_t a_pitch = 0;  // on AMX: of A, if its rows have gaps; they are then cut each for itself
     ptrdiff_t c_pitch = 0;
-    // With knows_gaps(): the pixels are rows of so many, of which the first row_width go to rows of C that are c_pitch
+    // On AMX: the pixels are rows of so many, of which the first row_width go to rows of C that are c_pitch
     // apart and get what is added from rows that are add_pitch apart; they are cut as one all the same.
     int row_pixels = 0, row_width = 0;
     ptrdiff_t add_pitch = 0;
@@ -78,14 +78,12 @@ class ConvKernel {
     return spec_.inner ? room : 0;
   }
   float* at(float* prepared, ptrdiff_t pixel) const { return prepared + pixel * (spec_.amx ? BLOCK : 1); }
-  // Whether the weights should be walked over once for every few tiles, so that what is prepared stays in the cache.
-  bool knows_gaps() const { return spec_.amx != nullptr; }
-  bool prepares_much() const { return spec_.amx != nullptr; }
+  // Whether AMX computes it. Weights should then be walked over once for every few tiles, so that what is prepared
+  // stays in the cache; and rows of A and of C may have gaps (Pixels::a_pitch, row_pixels).
+  bool on_amx() const { return spec_.amx != nullptr; }
 
   // Of panels begin .. end - 1, which of them to run by one call from `begin` on.
   Range together(ptrdiff_t begin, ptrdiff_t end) const { return {begin, spec_.amx ? end : begin + 1}; }
-  // All panels.
-  Range all_panels() const { return {0, static_cast<ptrdiff_t>(panels().size())}; }
   Range blocks(Range some) const {
     const Panel& last = panels()[static_cast<size_t>(some.end - 1)];
     return {panels()[static_cast<size_t>(some.begin)].block, last.block + last.nb};
@@ -215,9 +213,9 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
                        S&& prepare_tiles, F&& run) const {
   const auto n_panels = static_cast<ptrdiff_t>(panels().size());
   const ptrdiff_t macs = mr_ * spec_.weights->k(panels().front()) * panels().front().width();  // of a tile
-  // A call takes half a microsecond before the tile unit is at work: two parts a thread.
+  // A call takes a while before the tile unit is at work: two parts a thread.
   const auto large = [&](ptrdiff_t n) { return n / (2 * team.count()); };
-  if (panels_outside && prepares_much()) {
+  if (panels_outside && on_amx()) {
     const ptrdiff_t least = grain_of_macs(macs * n_tiles);
     bool ready = false;
     team.share(n_panels, std::max(large(n_panels), least), [&](Range part) {
@@ -246,7 +244,7 @@ void ConvKernel::share(Team& team, ptrdiff_t n_tiles, bool panels_outside, const
     return;
   }
   ptrdiff_t grain = std::min(ptrdiff_t{MOST_TILES}, grain_of_macs(macs * n_panels));
-  if (prepares_much()) grain = std::clamp(large(n_tiles), grain, ptrdiff_t{MOST_TILES});
+  if (on_amx()) grain = std::clamp(large(n_tiles), grain, ptrdiff_t{MOST_TILES});
   team.share(n_tiles, grain, [&](Range part) {
     for (ptrdiff_t begin = part.begin; begin < part.end; begin += MOST_TILES) {
       const Range tiles{begin, std::min(begin + MOST_TILES, part.end)};

@@ -83,6 +83,7 @@ bool has_avx512() {
   }();
   return yes;
 }
+
 bool has_amx_bf16() {
   static const bool yes = [] {
     const unsigned need = (1u << 22) | (1u << 24);  // BF16, TILE

@@ -139,16 +139,17 @@ class StripOp final : public Op {
   // Behind ring and strip.
   ptrdiff_t through_at() const { return (expand_ ? ring_.floats() : 0) + (project_ ? strip_.floats() : 0); }
 
-  // Behind those, what is prepared of pixels, for one convolution at a time.
   ptrdiff_t expand_room() const { return ptrdiff_t{ring_.h} * mid_.w; }
   // Of the last convolution: all pixels of a strip, or of the whole map; where that takes much memory and threads share
   // pixels of the whole map, as many as they do at a time.
   ptrdiff_t room(const Tensor& map) const {
     const ptrdiff_t all = ptrdiff_t{map.h} * map.w;
-    const bool some = &map == &whole_ && project_->prepares_much() && !share_panels();
+    const bool some = &map == &whole_ && project_->on_amx() && !share_panels();
     return some ? std::min<ptrdiff_t>(all, ConvKernel::MOST_TILES * project_->mr()) : all;
   }
   bool share_panels() const { return project_->weights().floats() > 4 * whole_.floats(); }
+
+  // Behind those, what is prepared of pixels, for one convolution at a time.
   ptrdiff_t prepared_at() const {
     return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
   }
@@ -305,7 +306,7 @@ class StripOp final : public Op {
   // Where a pixel is that was prepared with those tiles.
   float* prepared_pixel(const Frame& frame, const Target& target, int y0, int y1, Range part, ptrdiff_t at) const {
     const ConvKernel& kernel = *target.project;
-    if (kernel.prepares_much()) at -= pixel(kernel, y0, y1, part.begin);
+    if (kernel.on_amx()) at -= pixel(kernel, y0, y1, part.begin);
     return kernel.at(frame.scratch + prepared_at(), at);
   }
 
