@@ -1,5 +1,5 @@
 """Which dense convolutions are computed by the tile unit of AMX (csrc/kernels/amx.h), on CPUs that have one: six
-products of bfloat16 for one of floats, as exact as that, at up to twice the speed of AVX-512."""
+products of bfloat16 for one of floats, and as exact."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _cycles(tiles: int, split: float, chunks: int, taps: int, n_pieces: int, oc:
     steps = n_pieces / 2
     blocks = math.ceil(oc / BLOCK)
     products = tiles * (blocks // 2 * (480 * steps * taps + 330) + blocks % 2 * (260 * steps * taps + 330))
-    return products + 12 * split * steps + 1500 * chunks + 0.06 * 6 * 32 * taps * steps * blocks * BLOCK
+    return products + 16 * split * steps + 1500 * chunks + 0.06 * 6 * 32 * taps * steps * blocks * BLOCK
 
 
 def _plain_cycles(pixels: int, k: int, oc: int) -> float:
