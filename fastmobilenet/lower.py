@@ -21,6 +21,7 @@ from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
 from .pools import pool_spans
 from .precision import of_graph
 from .strassen import Split, choose_splits, score_layer
+from .switches import switch
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -437,14 +438,16 @@ def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str, order:
     if bias is not None:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
     weight, bias = pack_order(weight, bias, order)
+    in_24_bits = switch("FASTMOBILENET_24BIT") is not False
     if node.op == "dense":
         c = node_channels(graph, node.inputs[0])
-        return _native.pack(store, _to_blocks(weight, c)[:, None, None, :], bias, 1, False, True, isa)
+        return _native.pack(store, _to_blocks(weight, c)[:, None, None, :], bias, 1, False, True, isa, in_24_bits)
     groups = node.attrs.get("groups", 1)
     if is_depthwise(node):
         return _native.pack(store, weight, bias, 1, True, False, isa)
     # Matrix-vector kernels, for maps of one pixel, know no half blocks.
-    return _native.pack(store, weight, bias, groups, False, groups == 1 and reads_one_pixel(graph, node), isa)
+    vectors = groups == 1 and reads_one_pixel(graph, node)
+    return _native.pack(store, weight, bias, groups, False, vectors, isa, vectors and in_24_bits)
 
 
 def _pack_u8(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> tuple[_native.PackedU8, str]:

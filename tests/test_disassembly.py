@@ -83,7 +83,7 @@ def expected(isa: str) -> Iterator[tuple[str, int]]:
     if isa == "amx":  # one step of six products, with two sums or four
         yield from ((f"gemm_amx_tiles<{nb}, ", 12 * nb) for nb in (1, 2))
         return
-    yield from (("gemv(", 2), ("dw_any(", 1))
+    yield from (("gemv(", 2), ("gemv24", 4), ("dw_any(", 1))
     if OTHER_FILE or isa not in _native.supported_isas():
         yield from (("gemm_tile<", 1), ("dw<3, 1, ", 9), ("dw<3, 2, ", 9), ("dw<5, 1, ", 25), ("dw<5, 2, ", 25))
         return

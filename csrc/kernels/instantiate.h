@@ -7,6 +7,7 @@
 #include "kernels/gather.h"
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
+#include "kernels/gemv24.h"
 #include "kernels/pool.h"
 #include "kernels/strassen.h"
 #include "kernels/winograd.h"
@@ -70,6 +71,7 @@
                              {winograd_input, winograd_input_s2},            \
                              {winograd_output, winograd_output_s2},          \
                              gemv,                                           \
+                             gemv24,                                         \
                              global_avg_pool,                                \
                              pool_max,                                       \
                              pool_mean,                                      \

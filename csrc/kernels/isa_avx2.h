@@ -62,6 +62,15 @@ using PickTwo = PickBoth<Pick>;
 inline Vec load_u8(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
+// For gemv24.h. low_bytes: a number of 24 bits, the low bytes of a, b and c from the highest on, times 256.
+using Words = __m256i;
+inline Words load_words(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Vec to_floats(Words w) { return _mm256_cvtepi32_ps(w); }
+inline Words low_bytes(Words a, Words b, Words c) {
+  // Of the shifted words only the bytes that are wanted.
+  const __m256i high = _mm256_slli_epi32(a, 24), middle = _mm256_srli_epi32(_mm256_slli_epi32(b, 24), 8);
+  return _mm256_or_si256(high, _mm256_or_si256(middle, _mm256_srli_epi32(_mm256_slli_epi32(c, 24), 16)));
+}
 // a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
 inline void store3(float* p, Vec a, Vec b, Vec c) {
   // Value i of a belongs at 3 i, of b one behind it and of c two; modulo 8 all of a vector have places of their own.

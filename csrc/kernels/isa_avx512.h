@@ -68,6 +68,17 @@ struct PickTwo {
 inline Vec load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+// For gemv24.h. low_bytes: a number of 24 bits, the low bytes of a, b and c from the highest on, times 256.
+using Words = __m512i;
+inline Words load_words(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline Vec to_floats(Words w) { return _mm512_cvtepi32_ps(w); }
+inline Words low_bytes(Words a, Words b, Words c) {
+  constexpr int FIRST_WHERE_THIRD = 0xe4;  // where the third operand has ones the first, elsewhere the second
+  const __m512i ab = _mm512_ternarylogic_epi32(_mm512_slli_epi32(a, 24), _mm512_slli_epi32(b, 16),
+                                               _mm512_set1_epi32(static_cast<int>(0xff000000)), FIRST_WHERE_THIRD);
+  return _mm512_ternarylogic_epi32(ab, _mm512_slli_epi32(c, 8), _mm512_set1_epi32(static_cast<int>(0xffff0000)),
+                                   FIRST_WHERE_THIRD);
+}
 // a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
 inline void store3(float* p, Vec a, Vec b, Vec c) {
   // For each third of the result: where its lanes are in a and b, and then which of them are replaced by lanes of c.

@@ -60,6 +60,16 @@ inline Vec load_u8(const uint8_t* p) {
   const uint32x4_t bytes = {p[0], p[1], p[2], p[3]};
   return vcvtq_f32_u32(bytes);
 }
+// For gemv24.h. low_bytes: a number of 24 bits, the low bytes of a, b and c from the highest on, times 256.
+using Words = int32x4_t;
+inline Words load_words(const int32_t* p) { return vld1q_s32(p); }
+inline Vec to_floats(Words w) { return vcvtq_f32_s32(w); }
+inline Words low_bytes(Words a, Words b, Words c) {
+  // Each is shifted into the one before it, whose bits above stay: a, then b, c and zeros.
+  const uint32x4_t cz = vshlq_n_u32(vreinterpretq_u32_s32(c), 8);
+  const uint32x4_t bcz = vsliq_n_u32(vandq_u32(cz, vdupq_n_u32(0xff00)), vreinterpretq_u32_s32(b), 16);
+  return vreinterpretq_s32_u32(vsliq_n_u32(bcz, vreinterpretq_u32_s32(a), 24));
+}
 // a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
 inline void store3(float* p, Vec a, Vec b, Vec c) { vst3q_f32(p, {{a, b, c}}); }
 // The compiler must not fold what is computed from the result (only the peak measurement needs that).

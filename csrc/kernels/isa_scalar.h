@@ -72,6 +72,22 @@ using PickTwo = PickBoth<Pick>;
 inline Vec load_u8(const uint8_t* p) {
   return {{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }
+// For gemv24.h. low_bytes: a number of 24 bits, the low bytes of a, b and c from the highest on, times 256.
+struct Words {
+  int32_t v[4];
+};
+inline Words load_words(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline Vec to_floats(Words w) {
+  return {
+      {static_cast<float>(w.v[0]), static_cast<float>(w.v[1]), static_cast<float>(w.v[2]), static_cast<float>(w.v[3])}};
+}
+inline Words low_bytes(Words a, Words b, Words c) {
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t high = static_cast<uint32_t>(a.v[i]) << 24, middle = static_cast<uint32_t>(b.v[i] & 0xff) << 16;
+    a.v[i] = static_cast<int32_t>(high | middle | static_cast<uint32_t>(c.v[i] & 0xff) << 8);
+  }
+  return a;
+}
 // a0 b0 c0 a1 b1 c1 ..: 3 * LANES floats.
 inline void store3(float* p, Vec a, Vec b, Vec c) {
   float x[3][LANES];

@@ -70,6 +70,7 @@ void split_alone(const Columns& from, ptrdiff_t k, int n, float* to, ptrdiff_t n
 std::shared_ptr<const AmxWeights> amx_weights(const std::shared_ptr<const PackedWeights>& plain,
                                               const std::vector<int>& pieces) {
   const PackedWeights& w = *plain;
+  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   if (w.depthwise || w.groups != 1) throw std::invalid_argument("not a dense convolution of one group");
   auto result = std::make_shared<AmxWeights>();
   result->plain = plain;

@@ -218,7 +218,7 @@ class DenseOp final : public Op {
  public:
   DenseOp(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
           const ConvSpec& spec)
-      : Op(std::move(name), std::string("gemv_f32/") + table.isa),
+      : Op(std::move(name), std::string("gemv_f32/") + table.isa + (spec.weights->in_24_bits ? "/24bit" : "")),
         table_(table),
         spec_(spec),
         src_(src.at(0, 0, 0)),
@@ -227,19 +227,45 @@ class DenseOp final : public Op {
 
   void run(const Frame& frame, Team& team) const override {
     const PackedWeights& w = *spec_.weights;
-    const ptrdiff_t n = w.blocks(), width = 2 * w.panel_blocks;  // two panels at a time
-    const ptrdiff_t bytes = w.k(w.panels.front()) * width * BLOCK * ptrdiff_t{sizeof(float)};
+    if (w.in_24_bits) scale(frame);
+    const ptrdiff_t n = w.blocks(), width = w.in_24_bits ? 4 : 2 * w.panel_blocks;  // what kernels do at a time
+    const ptrdiff_t bytes = stream() / n * width * ptrdiff_t{sizeof(float)};
     team.share((n + width - 1) / width, grain_of_bytes(bytes), [&](Range part) {
-      some(frame, {part.begin * width, std::min(part.end * width, n)});
+      const Range blocks{part.begin * width, std::min(part.end * width, n)};
+      if (w.in_24_bits) {
+        some_in_24_bits(frame, blocks);
+      } else {
+        some(frame, blocks);
+      }
     });
   }
 
-  WeightStream first_weights() const override { return {spec_.weights->weight, spec_.weights->floats()}; }
+  ptrdiff_t scratch_floats() const override {
+    return spec_.weights->in_24_bits ? 4 * spec_.weights->in_24_bits->steps : 0;
+  }
+  WeightStream first_weights() const override { return {weights_at(), stream()}; }
   FarWeights streamed_weights() const override {
-    return {reinterpret_cast<const char*>(spec_.weights->weight), spec_.weights->floats() / BLOCK};
+    return {reinterpret_cast<const char*>(weights_at()), stream() / BLOCK};
   }
 
  private:
+  const float* weights_at() const {
+    const PackedWeights& w = *spec_.weights;
+    return w.in_24_bits ? reinterpret_cast<const float*>(w.in_24_bits->words) : w.weight;
+  }
+  // What a run reads of them, in floats.
+  ptrdiff_t stream() const {
+    return spec_.weights->in_24_bits ? spec_.weights->in_24_bits->floats() : spec_.weights->floats();
+  }
+
+  // What the weights are multiplied with, into the scratch memory.
+  void scale(const Frame& frame) const {
+    const Weights24& w = *spec_.weights->in_24_bits;
+    const float* const x = frame.arena + src_;
+    for (ptrdiff_t k = 0; k < w.ic; ++k) frame.scratch[k] = x[k] * w.in_scale[k];
+    std::fill(frame.scratch + w.ic, frame.scratch + 4 * w.steps, 0.0f);
+  }
+
   void some(const Frame& frame, Range blocks) const {
     const PackedWeights& w = *spec_.weights;
     GemvArgs g;
@@ -253,6 +279,22 @@ class DenseOp final : public Op {
     g.act = spec_.act;
     g.fetch_ahead = !streams_faster_alone();
     table_.gemv(g);
+  }
+
+  void some_in_24_bits(const Frame& frame, Range blocks) const {
+    const Weights24& w = *spec_.weights->in_24_bits;
+    Gemv24Args g;
+    g.x = frame.scratch;
+    g.steps = w.steps;
+    g.b = w.words + blocks.begin * w.steps * GEMV24_STEP;
+    g.scale = w.out_scale + blocks.begin * BLOCK;
+    g.bias = spec_.weights->bias + blocks.begin * BLOCK;
+    g.add = add_ >= 0 ? frame.arena + add_ + blocks.begin * BLOCK : nullptr;
+    g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
+    g.n_blocks = blocks.end - blocks.begin;
+    g.act = spec_.act;
+    g.fetch_ahead = !streams_faster_alone();
+    table_.gemv24(g);
   }
 
   const KernelTable& table_;
@@ -269,13 +311,15 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
   check_padding(name, src, dst.w, spec);
   check(add == nullptr || (add->c == dst.c && add->h == dst.h && add->w == dst.w && !add->image), name,
         "the tensor to add has another shape");
-  ConvKernel kernel(table, name, src, dst.c, spec);
   const auto dense = [](const Tensor& t) { return t.h * t.w == 1 && t.pad_left + t.pad_right == 0 && !t.image; };
-  if (w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && !spec.amx && src.runs == nullptr &&
-      dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
+  if (!w.depthwise && w.kh * w.kw == 1 && w.groups == 1 && !w.has_half() && !spec.inner && !spec.amx &&
+      src.runs == nullptr && dense(src) && dense(dst) && (add == nullptr || dense(*add))) {
+    check(w.panel_blocks == table.panel_blocks && w.ic == src.c && w.oc == dst.c, name,
+          "weights do not fit the tensors");
     return std::make_unique<DenseOp>(table, std::move(name), src, dst, add, spec);
   }
   check_act(name, spec.act);
+  ConvKernel kernel(table, name, src, dst.c, spec);
   return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, spec);
 }
 

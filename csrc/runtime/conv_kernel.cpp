@@ -13,14 +13,19 @@ constexpr int MAX_INNER_ROWS = 10;
 
 }  // namespace
 
+static ConvSpec spec_in_panels(ConvSpec spec) {
+  spec.weights = in_panels(spec.weights);
+  return spec;
+}
+
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec),
+    : spec_(spec_in_panels(spec)),
       src_h_(src.h),
       table_panel_blocks_(table.panel_blocks),
       inner_(table.inner),
       amx_(spec.amx ? amx_kernels() : nullptr) {
-  const PackedWeights& w = *spec.weights;
+  const PackedWeights& w = *spec_.weights;
   const Window& window = spec.window;
   check(w.panel_blocks == table.panel_blocks, name, "the weights are packed for another ISA");
   check(!w.depthwise && w.ic == src.c && w.oc == out_channels, name, "weights do not fit the tensors");

@@ -92,6 +92,7 @@ void scale_block(const Columns& from, const float* bias, float* to, ptrdiff_t st
 }
 
 void check_pointwise(const PackedWeights& w, double size) {
+  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
   if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");
 }

@@ -91,6 +91,20 @@ struct GemvArgs {
   bool fetch_ahead;  // what is read soon, into the first-level cache
 };
 
+// The same with weights of 24 bits, scaled both ways: see kernels/gemv24.h. Each step is four k: 48 words for a block.
+constexpr ptrdiff_t GEMV24_STEP = ptrdiff_t{3} * BLOCK;
+struct Gemv24Args {
+  const float* x;  // [4 * steps]
+  ptrdiff_t steps;
+  const int32_t* b;           // [n_blocks][steps][GEMV24_STEP]
+  const float *scale, *bias;  // [n_blocks * 16]
+  const float* add;           // or null
+  float* dst;
+  ptrdiff_t n_blocks;
+  Act act;
+  bool fetch_ahead;
+};
+
 // dst[i] = act(a[i] op b[i]) for n floats, a multiple of 16; any act.
 struct EltArgs {
   const float* a;
@@ -288,6 +302,7 @@ struct KernelTable {
   void (*winograd_input[2])(const WinogradInputArgs&);  // of stride 1 and 2
   void (*winograd_output[2])(const WinogradOutputArgs&);
   void (*gemv)(const GemvArgs&);
+  void (*gemv24)(const Gemv24Args&);
   void (*global_avg_pool)(const PoolArgs&);
   void (*pool_max)(const WindowPoolArgs&);
   void (*pool_mean)(const WindowPoolArgs&);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/memory.h"
+#include "runtime/weights24.h"
 
 namespace fmn {
 
@@ -29,6 +30,8 @@ struct PackedWeights {
   bool depthwise = false;
   std::vector<Panel> panels;
   int panel_blocks = 1;  // of the widest panel
+  // Instead of `weight`, which is then null: the weights of a dense layer in 24 bits.
+  std::shared_ptr<const Weights24> in_24_bits;
 
   int blocks() const { return (oc + 15) / 16; }
   int whole_panels() const {  // as wide as the widest may be; they come first
@@ -49,13 +52,17 @@ struct PanelWidths {
   int panel_blocks, half_panel_blocks;
 };
 
-// weight: (oc, kh, kw, ic / groups), contiguous; for depthwise ic = groups = 1. bias: (oc,) or null.
+// weight: (oc, kh, kw, ic / groups), contiguous; for depthwise ic = groups = 1. bias: (oc,) or null. `by_vectors`: only
+// vectors are multiplied, so 24 bits do where that is as good (weights24.h) and the layer is so large that it pays.
 struct WeightShape {
   int oc, kh, kw, ic, groups;
 };
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
                                                   const float* bias, const WeightShape& shape, bool depthwise,
-                                                  PanelWidths widths);
+                                                  PanelWidths widths, bool by_vectors = false);
+
+// The same layer with floats in panels: itself unless its weights are in 24 bits.
+std::shared_ptr<const PackedWeights> in_panels(const std::shared_ptr<const PackedWeights>& packed);
 
 // Input channels that lie together, within a block: `given`, or blocks if that is empty. Throws std::invalid_argument
 // if they are not those of the layer.
@@ -68,7 +75,7 @@ struct WeightNorms {
 };
 WeightNorms weight_norms(const PackedWeights& packed);
 
-// The inverse: weight and bias as they were given to pack_weights.
+// The inverse: weight and bias as they were given to pack_weights, bit for bit.
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias);
 
 }  // namespace fmn

@@ -73,6 +73,7 @@ class Maker {
 std::shared_ptr<const StrassenWeights> strassen_weights(const std::shared_ptr<const PackedWeights>& weights, int levels,
                                                         int groups) {
   const PackedWeights& w = *weights;
+  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   if (levels < 1 || levels > MAX_STRASSEN_LEVELS) throw std::invalid_argument("levels must be 1 or 2");
   if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
   if (w.ic % (BLOCK << levels) != 0) throw std::invalid_argument("the input channels cannot be halved");

@@ -252,6 +252,7 @@ class WinogradOp final : public Op {
 
 std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<const PackedWeights>& plain, int stride) {
   const PackedWeights& w = *plain;
+  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   check(w.kh == 3 && w.kw == 3 && w.groups == 1 && !w.depthwise, "winograd", "needs a dense 3x3 convolution");
   check(stride == 1 || stride == 2, "winograd", "needs stride 1 or 2");
   auto result = std::make_shared<WinogradWeights>();
