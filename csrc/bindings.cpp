@@ -298,17 +298,20 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "input",
           [](Program& p, int dst, std::pair<std::vector<float>, std::vector<float>> pixels,
-             std::pair<std::vector<float>, std::vector<float>> floats, bool swap) {
-            p.append(make_input(p.table(), p.tensor(dst), {pixels.first, pixels.second}, {floats.first, floats.second},
-                                swap));
+             std::pair<std::vector<float>, std::vector<float>> floats, bool swap, bool one_reader) {
+            p.input(
+                std::make_shared<const Picture>(p.table(), p.tensor(dst), Normalization{pixels.first, pixels.second},
+                                                Normalization{floats.first, floats.second}, swap),
+                one_reader);
           },
-          py::arg("dst"), py::arg("pixels"), py::arg("floats"), py::arg("swap"))
+          py::arg("dst"), py::arg("pixels"), py::arg("floats"), py::arg("swap"), py::arg("one_reader"))
       .def(
           "conv",
-          [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec) {
-            p.append(make_conv(p.table(), name, p.source(src), p.tensor(dst), optional_tensor(p, add), spec));
+          [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec, int scale) {
+            p.append(make_conv(p.table(), name, p.source(src), p.tensor(dst), optional_tensor(p, add), spec,
+                               optional_tensor(p, scale)));
           },
-          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"))
+          py::arg("name"), py::arg("src"), py::arg("dst"), py::arg("add"), py::arg("spec"), py::arg("scale") = -1)
       .def(
           "winograd",
           [](Program& p, const std::string& name, int src, int dst, int add, const ConvSpec& spec,
@@ -396,7 +399,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("arena_bytes", &Program::arena_bytes)
       .def_property_readonly("steps", [](const Program& p) {
         std::vector<std::pair<std::string, std::string>> list;
-        for (const OpPtr& op : p.ops()) list.emplace_back(op->name, op->kernel);
+        for (const OpPtr& op : p.ops()) list.emplace_back((op->reads_picture ? "input + " : "") + op->name, op->kernel);
         return list;
       });
 

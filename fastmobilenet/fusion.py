@@ -37,7 +37,7 @@ MOST_OF_STRIP = 768 << 10
 @dataclass(frozen=True)
 class Step:
     """Nodes that run as one: a single node of any op, a depthwise convolution with what surrounds it, a convolution and
-    a pool, or a convolution of bytes with what is done to its bytes.
+    a pool, a product with a pixel and a 1x1 convolution, or a convolution of bytes with what is done to its bytes.
 
     ``rows`` is the number of output rows that a strip makes at a time.
     """
@@ -70,10 +70,12 @@ def plan_steps(
     caches: Caches,
     splits: Mapping[str, Alone] | None = None,
     scattered: Container[str] = (),
+    scale: Container[str] = (),
 ) -> list[Step]:
     """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
     makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`); ``scattered``: those
-    that read channels in an order of their own (channel_order.py), which must be the first of a step."""
+    that read channels in an order of their own (channel_order.py), which must be the first of a step; ``scale``: the
+    convolutions that can multiply what they read with a pixel, as at the end of squeeze-and-excite."""
     readers = graph.consumers()
 
     def only_reader(node: Node) -> Node | None:
@@ -121,6 +123,11 @@ def plan_steps(
             if rows:
                 steps[pool.name] = Step((node, pool), pool=pool, rows=rows)
                 taken.update((node.name, pool.name))
+    for node in graph.nodes:
+        conv = only_reader(node)
+        if conv is not None and conv.name in scale and conv.name not in taken and _scales(node, conv, shapes):
+            steps[conv.name] = Step((node, conv))
+            taken.update((node.name, conv.name))
     ordered = []
     for node in graph.nodes:
         if node.name in steps:
@@ -128,6 +135,14 @@ def plan_steps(
         elif node.name not in taken:
             ordered.append(Step((node,)))
     return ordered
+
+
+def _scales(node: Node, conv: Node, shapes: Mapping[str, Shape]) -> bool:
+    """Whether the node multiplies a map with a pixel, for the 1x1 convolution that reads it."""
+    if node.op != "mul" or node.activation is not None or "quant" in node.attrs or not _is_pointwise(conv):
+        return False
+    (_, h, w, _), (_, pixel_h, pixel_w, _) = (shapes[s] for s in node.inputs)
+    return h * w > 1 == pixel_h * pixel_w and conv.inputs[0] == node.name
 
 
 def _can_expand(node: Node) -> bool:

@@ -228,7 +228,8 @@ class Engine:
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
         alone: dict[str, Alone] = {**splits, **in_tiles}
-        steps = plan_steps(graph, shapes, caches(), alone, scattered=wiring.runs)
+        scale = [name for name in in_tiles if name not in wiring.runs]
+        steps = plan_steps(graph, shapes, caches(), alone, scattered=wiring.runs, scale=scale)
         in_turns = {step.expand.name for step in steps if step.expand is not None}
         specs = {
             n.name: self._spec(n, shapes, inners.get(n.name), None if n.name in in_turns else in_tiles.get(n.name))
@@ -257,6 +258,8 @@ class Engine:
                 _emit_conv_pool(program, step.nodes[0], step.pool, step.rows, ids, shapes, specs)
             elif step.depthwise is not None:
                 self._emit_strip(program, step, wiring, ids, shapes, arena.layouts, specs)
+            elif step.nodes[0].op == "mul" and len(step.nodes) == 2:
+                _emit_scaled(program, step, ids, specs)
             else:
                 self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, splits.get(step.output), in_tiles)
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
@@ -276,7 +279,9 @@ class Engine:
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
-            program.input(dst, *self._normalization(node))
+            readers = sum(node.name in reader.inputs for reader in wiring.graph.nodes)
+            by_rows = readers == 1 and node.name != wiring.graph.output and arena.layouts[node.name].image
+            program.input(dst, *self._normalization(node), by_rows)
             return
         src = _source(program, node, wiring, ids)
         act = _act(node.activation)
@@ -397,6 +402,15 @@ class Engine:
         tiles = None if in_tiles is None else self._amx_factors(node.name, in_tiles.pieces)
         act = _act(node.activation)
         return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), act, weights, tiles)
+
+
+def _emit_scaled(
+    program: _native.Program, step: Step, ids: Mapping[str, int], specs: Mapping[str, _native.ConvSpec]
+) -> None:
+    product, conv = step.nodes
+    source, scale = (ids[s] for s in product.inputs)
+    add = ids[conv.inputs[1]] if len(conv.inputs) > 1 else -1
+    program.conv(step.name, source, ids[conv.name], add, specs[conv.name], scale)
 
 
 def _emit_conv_pool(

@@ -353,10 +353,11 @@ def _layers(
 
 
 def _nodes_of(name: str, index: int, count: int, graph: Graph) -> tuple[Node, ...]:
-    """The nodes of a step. The first step makes the input, the last copies the output and is no node; the others
-    bear the names of their nodes, each of which reads the one before it."""
+    """The nodes of a step. The first step makes the input and may go on, the last copies the output and is no node;
+    the others bear the names of their nodes, each of which reads the one before it."""
     if index == 0:
-        return (graph.nodes[0],)
+        _, join, rest = name.partition(JOIN)
+        return (graph.nodes[0], *(_nodes_of(rest, 1, count, graph) if join else ()))
     if index == count - 1:
         return ()
     nodes = {n.name: n for n in graph.nodes}
@@ -389,13 +390,13 @@ def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], inpu
 
     if not nodes:
         return Work(0, size(graph.output), size(graph.output), 0, 0)
-    if nodes[0].op == "input":
-        picture = math.prod(shapes[nodes[0].name]) * input_itemsize
+    picture = math.prod(shapes[nodes[0].name]) * input_itemsize if nodes[0].op == "input" else 0
+    if len(nodes) == 1 and picture:
         return Work(0, picture, size(nodes[0].name), 0, 0)
     own = [n.name for n in nodes]
     return Work(
         macs=sum(count_macs(n, shapes) for n in nodes),
-        input_bytes=sum(size(s) for s in {s for n in nodes for s in n.inputs if s not in own}),
+        input_bytes=picture + sum(size(s) for s in {s for n in nodes for s in n.inputs if s not in own}),
         output_bytes=size(own[-1]),
         inner_bytes=sum(size(name) for name in own[:-1]),
         weight_bytes=sum(

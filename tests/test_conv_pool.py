@@ -64,7 +64,7 @@ def test_the_bits_of_two_steps(pool: dict[str, Any], isa: str, rows: Any) -> Non
             for n in (1, 2, 4, 100):
                 rows(n)
                 engine = Engine(graph, isa)
-                assert kernels(engine, h, w)[1] == f"conv+{pool['op'][:8]}_f32/{isa}/{n}"
+                assert kernels(engine, h, w)[0] == f"conv+{pool['op'][:8]}_f32/{isa}/{n}"
                 for threads in (1, 2, 3):
                     np.testing.assert_array_equal(engine.run(x, threads=threads, pixels=False), expected)
     rows(2)
@@ -87,13 +87,13 @@ def test_where_it_is_done() -> None:
         shapes = infer_shapes(engine.skeleton, 1, 224, 224)
         large = np.prod(shapes["conv1"]) * 4 >= caches.caches().l2
         if large:
-            assert engine.program(224, 224).steps[1][0] == "conv1 + pool1"
-        assert engine.program(64, 64).steps[1][0] == "conv1"
+            assert engine.program(224, 224).steps[0][0] == "input + conv1 + pool1"
+        assert engine.program(64, 64).steps[0][0] == "input + conv1"
     b = GraphBuilder()
     x = conv(b, b.add("input"), 3, 32, 3)
     y = b.add("max_pool2d", x, kernel=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
     engine = Engine(b.build(b.add("add", x, y)))
-    assert engine.program(300, 300).steps[1][0] == "conv2d"
+    assert engine.program(300, 300).steps[0][0] == "input + conv2d"
 
 
 def test_wrong_windows_are_refused() -> None:

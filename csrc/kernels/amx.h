@@ -303,7 +303,8 @@ struct Parts {  // exact
   }
 };
 
-void split_amx(const AmxSplitArgs& g) {
+template <bool SCALED>
+void split_amx_of(const AmxSplitArgs& g) {
   char* dst = g.dst;
   const auto lanes = [](const Segment& s) { return static_cast<__mmask16>((1u << s.len) - 1); };
   ptrdiff_t i = 0;
@@ -311,8 +312,14 @@ void split_amx(const AmxSplitArgs& g) {
     const Segment &s = g.segs[i], &t = g.segs[i + 1];
     const __mmask16 of_s = lanes(s), of_t = lanes(t);
     const float *x = g.a + s.offset, *y = g.a + t.offset;
+    const Vec scale_x = SCALED ? load(g.scale + i * BLOCK) : zero();
+    const Vec scale_y = SCALED ? load(g.scale + (i + 1) * BLOCK) : zero();
     for (ptrdiff_t p = 0; p < g.pixels; ++p) {
-      const Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), y1 = _mm512_maskz_loadu_ps(of_t, y + p * g.xs);
+      Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs), y1 = _mm512_maskz_loadu_ps(of_t, y + p * g.xs);
+      if constexpr (SCALED) {
+        x1 = times(x1, scale_x);
+        y1 = times(y1, scale_y);
+      }
       const Parts a(x1), b(y1);
       char* const to = dst + p * AMX_PLANE;
       _mm512_storeu_si512(to, pairs_of(a.first, b.first));
@@ -324,11 +331,22 @@ void split_amx(const AmxSplitArgs& g) {
   const Segment& s = g.segs[i];
   const __mmask16 of_s = lanes(s);
   const float* x = g.a + s.offset;
+  const Vec scale = SCALED ? load(g.scale + i * BLOCK) : zero();
   for (ptrdiff_t p = 0; p < g.pixels; ++p) {
-    const Parts a(_mm512_maskz_loadu_ps(of_s, x + p * g.xs));
+    Vec x1 = _mm512_maskz_loadu_ps(of_s, x + p * g.xs);
+    if constexpr (SCALED) x1 = times(x1, scale);
+    const Parts a(x1);
     char* const to = dst + p * AMX_PLANE;
     _mm512_storeu_si512(to, pairs_of(a.first, a.second));
     _mm512_storeu_si512(to + g.plane, pairs_of(a.first, a.third));
+  }
+}
+
+void split_amx(const AmxSplitArgs& g) {
+  if (g.scale != nullptr) {
+    split_amx_of<true>(g);
+  } else {
+    split_amx_of<false>(g);
   }
 }
 

@@ -1,9 +1,11 @@
 // Dense convolutions on their own: tiles of pixels times panels of output channels.
 #include <algorithm>
+#include <optional>
 
 #include "runtime/conv_kernel.h"
 #include "runtime/cpu.h"
 #include "runtime/dispatch.h"
+#include "runtime/picture.h"
 
 namespace fmn {
 
@@ -13,12 +15,13 @@ namespace {
 class ConvOp final : public Op {
  public:
   ConvOp(std::string name, ConvKernel kernel, const Tensor& src, const Tensor& dst, const Tensor* add,
-         const ConvSpec& spec)
+         const Tensor* scale, const ConvSpec& spec)
       : Op(std::move(name), kernel.id()),
         kernel_(std::move(kernel)),
         src_(src),
         dst_(dst),
         has_add_(add != nullptr),
+        scale_(scale != nullptr ? scale->at(0, 0, 0) : -1),
         add_stride_(add != nullptr ? add->block_stride() : 0) {
     list_rows(src, add, spec.window);
     // What is larger than the cache is walked once, the other once for each step of it.
@@ -39,7 +42,9 @@ class ConvOp final : public Op {
 
   void run(const Frame& frame, Team& team) const override {
     const int count = team.count();
-    const bool panels_outside = count == 1 ? panels_outside_ : share_panels_;
+    const bool panels_outside = picture_ == nullptr && (count == 1 ? panels_outside_ : share_panels_);
+    std::optional<PictureRows> picture;
+    if (picture_ != nullptr) picture.emplace(*picture_, frame, frame.scratch, picture_rows_);
     int per_row = kernel_.tiles(width_);
     // Few tiles in all: as many for each thread.
     if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
@@ -48,11 +53,20 @@ class ConvOp final : public Op {
         team, n_tiles, panels_outside, next_weights, frame.far,
         [&](Range tiles) { prepare(frame, tiles, per_row, prepared(panels_outside, tiles, per_row)); },
         [&](Range panels, Range tiles, WeightsAhead& ahead) {
-          run_panels(frame, tiles, per_row, panels, prepared(panels_outside, tiles, per_row), ahead);
+          run_panels(frame, picture ? &*picture : nullptr, tiles, per_row, panels,
+                     prepared(panels_outside, tiles, per_row), ahead);
         });
   }
 
+  bool read(const std::shared_ptr<const Picture>& picture) override {
+    if (flat_ || kernel_.prepares() || !src_.image) return false;
+    picture_ = picture;
+    picture_rows_ = kernel_.bottom(rows_at_once() - 1) - kernel_.top(0);
+    return true;
+  }
+
   ptrdiff_t scratch_floats() const override {
+    if (picture_ != nullptr) return PictureRows::floats(src_, picture_rows_);
     if (kernel_.on_amx()) {
       return kernel_.prepared_floats(share_panels_ ? std::max(room_of_all(), room_of_some()) : room_of_some());
     }
@@ -70,7 +84,7 @@ class ConvOp final : public Op {
  private:
   // Output pixels that follow each other without a gap.
   struct Row {
-    ptrdiff_t a, c, add;  // floats from the start of the arena, block 0
+    ptrdiff_t a, c, add;  // floats from the start of the arena, block 0 (a: see PictureRows::need)
     ConvKernel::Rows window;
   };
 
@@ -113,8 +127,12 @@ class ConvOp final : public Op {
   ptrdiff_t room_of_all() const { return flat_ ? width_ : of_rows(src_.h); }
   ptrdiff_t room_of_some() const {
     if (flat_) return std::min<ptrdiff_t>(ConvKernel::MOST_TILES * kernel_.mr(), width_);
-    const int per_row = kernel_.tiles(width_), rows = (ConvKernel::MOST_TILES + per_row - 2) / per_row + 1;
-    return of_rows(std::min(kernel_.bottom(rows - 1) - kernel_.top(0), src_.h));
+    return of_rows(std::min(kernel_.bottom(rows_at_once() - 1) - kernel_.top(0), src_.h));
+  }
+  // Rows that MOST_TILES tiles may be part of.
+  int rows_at_once() const {
+    const int per_row = kernel_.tiles(width_);
+    return (ConvKernel::MOST_TILES + per_row - 2) / per_row + 1;
   }
   Prepared prepared(bool panels_outside, Range tiles, int per_row) const {
     if (!kernel_.on_amx()) return {0, 0, pixels()};
@@ -131,7 +149,8 @@ class ConvOp final : public Op {
 
   void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all) const {
     if (kernel_.on_amx()) {
-      kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room);
+      kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room,
+                      scale_ >= 0 ? frame.arena + scale_ : nullptr);
       return;
     }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
@@ -146,8 +165,14 @@ class ConvOp final : public Op {
     return frame.scratch + (rows_[static_cast<size_t>(y)].a - all.begin);  // a pixel takes a block in a plane too
   }
 
-  void run_panels(const Frame& frame, Range tiles, int per_row, Range panels, const Prepared& all,
+  void run_panels(const Frame& frame, PictureRows* picture, Range tiles, int per_row, Range panels, const Prepared& all,
                   WeightsAhead& ahead) const {
+    const float* source = frame.arena;
+    if (picture != nullptr) {
+      source = picture->need(kernel_.top(static_cast<int>(tiles.begin / per_row)),
+                             kernel_.bottom(static_cast<int>((tiles.end - 1) / per_row)));
+      if (panels.begin == 0) ahead.soon = picture->next();
+    }
     if (through_ || row_pixels_ > 0) {
       const int row = row_pixels_ > 0 ? row_pixels_ : dst_.w;
       const auto begin = [&](ptrdiff_t tile) {  // the first row that begins in this tile or behind
@@ -176,7 +201,7 @@ class ConvOp final : public Op {
              is_like(rows_[static_cast<size_t>(y + n)])) {
         ++n;
       }
-      ConvKernel::Pixels p{frame.arena + row.a,
+      ConvKernel::Pixels p{source + row.a,
                            frame.arena + row.c,
                            dst_.block_stride(),
                            has_add_ ? frame.arena + row.add : nullptr,
@@ -202,6 +227,7 @@ class ConvOp final : public Op {
   const ConvKernel kernel_;
   const Tensor src_, dst_;
   const bool has_add_;
+  const ptrdiff_t scale_;  // what the source is multiplied with, or -1
   const ptrdiff_t add_stride_;
   std::vector<Row> rows_;
   int width_ = 0;            // pixels of a row
@@ -209,7 +235,9 @@ class ConvOp final : public Op {
   int row_pixels_ = 0;       // of the source, if its rows are cut as one in spite of padding somewhere
   ptrdiff_t add_pitch_ = 0;  // then
   bool through_ = false;     // by way of the scratch memory
-  bool small_ = true;        // the maps stay in the second-level cache
+  std::shared_ptr<const Picture> picture_;
+  int picture_rows_ = 0;                              // that there is memory for
+  bool small_ = true;                                 // the maps stay in the second-level cache
   bool panels_outside_ = true, share_panels_ = true;  // of one thread, of several
 };
 
@@ -305,7 +333,7 @@ class DenseOp final : public Op {
 }  // namespace
 
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
-                const ConvSpec& spec) {
+                const ConvSpec& spec, const Tensor* scale) {
   const PackedWeights& w = *spec.weights;
   check(!dst.image, name, "only the input may be an image");
   check_padding(name, src, dst.w, spec);
@@ -320,7 +348,11 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
   }
   check_act(name, spec.act);
   ConvKernel kernel(table, name, src, dst.c, spec);
-  return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, spec);
+  if (scale != nullptr) {
+    check(kernel.on_amx() && src.runs == nullptr, name, "it does not multiply what it reads");
+    check(scale->c == src.c && dense(*scale), name, "what it multiplies its source with has another shape");
+  }
+  return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, scale, spec);
 }
 
 }  // namespace fmn

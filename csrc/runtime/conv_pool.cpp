@@ -3,9 +3,11 @@
 // between them is the largest of the network.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "runtime/conv_kernel.h"
 #include "runtime/dispatch.h"
+#include "runtime/picture.h"
 
 namespace fmn {
 
@@ -29,7 +31,14 @@ class ConvPoolOp final : public Op {
     for (ptrdiff_t i = 0; i < strips(); ++i) some_.h = std::max(some_.h, end(i) - begin(i));
   }
 
-  ptrdiff_t scratch_floats() const override { return some_.floats(); }
+  ptrdiff_t scratch_floats() const override {
+    return some_.floats() + (picture_ != nullptr ? PictureRows::floats(src_, picture_rows_) : 0);
+  }
+  bool read(const std::shared_ptr<const Picture>& picture) override {
+    picture_ = picture;
+    picture_rows_ = conv_.bottom(some_.h - 1) - conv_.top(0);
+    return true;
+  }
   WeightStream first_weights() const override { return conv_.stream(0); }
   bool fetches_ahead() const override { return true; }
 
@@ -37,6 +46,8 @@ class ConvPoolOp final : public Op {
     // Of the map between, what is in the scratch memory: rows from first on, before `last`, after strip `strip`.
     ptrdiff_t strip = -2;
     int first = 0, last = 0;
+    std::optional<PictureRows> rows;
+    if (picture_ != nullptr) rows.emplace(*picture_, frame, frame.scratch + some_.floats(), picture_rows_);
     team.share(strips(), 1, [&](Range part) {
       for (ptrdiff_t i = part.begin; i < part.end; ++i) {
         int made = begin(i);
@@ -47,7 +58,7 @@ class ConvPoolOp final : public Op {
         strip = i;
         first = begin(i);
         last = end(i);
-        convolve(frame, first, made, last);
+        if (made < last) convolve(frame, first, made, last, rows ? &*rows : nullptr);
         pool(frame, i);
       }
     });
@@ -70,12 +81,14 @@ class ConvPoolOp final : public Op {
   }
 
   // Rows y0 .. y1 - 1 of the map, of which row `first` lies at the beginning of the scratch memory.
-  void convolve(const Frame& frame, int first, int y0, int y1) const {
+  void convolve(const Frame& frame, int first, int y0, int y1, PictureRows* picture) const {
+    const float* source = picture != nullptr ? picture->need(conv_.top(y0), conv_.bottom(y1 - 1)) : frame.arena;
     const Range all{0, conv_.tiles(some_.w)};
     for (ptrdiff_t p = 0; p < static_cast<ptrdiff_t>(conv_.panels().size()); ++p) {
       WeightsAhead ahead = conv_.ahead({p, p + 1}, next_weights, frame.far);
+      if (picture != nullptr && p == 0) ahead.soon = picture->next();
       for (int y = y0; y < y1; ++y) {
-        conv_.run({frame.arena + src_.at(0, conv_.top(y), -pad_left_), frame.scratch + some_.at(0, y - first, 0),
+        conv_.run({source + src_.at(0, conv_.top(y), -pad_left_), frame.scratch + some_.at(0, y - first, 0),
                    some_.block_stride(), nullptr, 0, some_.w, static_cast<int>(all.end)},
                   all, conv_.rows(y), {p, p + 1}, ahead);
       }
@@ -100,6 +113,8 @@ class ConvPoolOp final : public Op {
   const std::vector<PoolSpan> pool_rows_, pool_columns_;
   const int rows_;
   Tensor some_;  // rows of the map between, in the scratch of a thread
+  std::shared_ptr<const Picture> picture_;
+  int picture_rows_ = 0;  // that there is memory for, behind some_
 };
 
 }  // namespace

@@ -225,6 +225,7 @@ struct AmxSplitArgs {
   ptrdiff_t pixels;
   char* dst;        // plane p of pixel i at p * plane + i * 64
   ptrdiff_t plane;  // bytes
+  const float* scale = nullptr;  // or [n_segs][16]: of every channel, what it is multiplied with before
 };
 struct AmxArgs {
   ptrdiff_t rows;  // that are cut into tiles each for itself, a_pitch and c_pitch apart; more than one only without add

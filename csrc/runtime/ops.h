@@ -162,6 +162,8 @@ struct WeightsAhead {
   }
 };
 
+class Picture;  // picture.h
+
 class Op {
  public:
   Op(std::string name, std::string kernel) : name(std::move(name)), kernel(std::move(kernel)) {}
@@ -178,9 +180,13 @@ class Op {
   virtual bool fetches_ahead() const { return false; }
   // Cache lines of weights of other ops that it can fetch besides, in all.
   virtual ptrdiff_t far_lines() const { return 0; }
+  // Takes the picture row by row from where the caller has it, if it can: there is no tensor then, of which it would be
+  // the only reader. It may need more memory than before.
+  virtual bool read(const std::shared_ptr<const Picture>&) { return false; }
   // All its weights, if it does nothing but wait for them, so that they should be in a cache when it begins.
   virtual FarWeights streamed_weights() const { return {}; }
 
+  bool reads_picture = false;  // whether it is the first step, by read()
   // Set when the program is complete:
   WeightStream weights;       // first_weights() of this op and, if it fetches nothing, of those behind it
   WeightStream next_weights;  // `weights` of the op behind this one
@@ -198,13 +204,14 @@ struct Normalization {
   std::vector<float> mean, std;
 };
 
-// The picture -> dst. `pixels` is applied to pixels_u8 (swap reverses the channels after it), `floats` to the others.
-OpPtr make_input(const KernelTable& table, const Tensor& dst, const Normalization& pixels, const Normalization& floats,
-                 bool swap);
+// The picture -> its tensor. Of a Picture, `pixels` is applied to pixels_u8 (swap reverses the channels after it),
+// `floats` to the others.
+OpPtr make_input(const KernelTable& table, const std::shared_ptr<const Picture>& picture);
 
-// Any convolution but a depthwise one, a dense layer over a map of one pixel included. `add` may be null.
+// Any convolution but a depthwise one, a dense layer over a map of one pixel included. `add` may be null. `scale`: null
+// or, on AMX, one pixel with which every pixel of the source is multiplied before.
 OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, const Tensor& dst, const Tensor* add,
-                const ConvSpec& spec);
+                const ConvSpec& spec, const Tensor* scale = nullptr);
 
 struct StrassenWeights;
 

@@ -97,7 +97,20 @@ const Tensor& Program::tensor(int id) const {
   return t;
 }
 
+void Program::input(std::shared_ptr<const Picture> picture, bool one_reader) {
+  if (one_reader) {
+    picture_ = std::move(picture);
+  } else {
+    append(make_input(table_, picture));
+  }
+}
+
 void Program::append(OpPtr op) {
+  if (picture_ != nullptr) {
+    const std::shared_ptr<const Picture> picture = std::move(picture_);
+    op->reads_picture = op->read(picture);
+    if (!op->reads_picture) append(make_input(table_, picture));
+  }
   const auto pages = [](ptrdiff_t floats) { return (floats + 1023) / 1024 * 1024; };  // that threads do not share one
   scratch_floats_ = std::max(scratch_floats_, pages(op->scratch_floats()));
   shared_floats_ = std::max(shared_floats_, pages(op->shared_floats()));
@@ -105,6 +118,7 @@ void Program::append(OpPtr op) {
 }
 
 void Program::finish(int input, int output) {
+  check(picture_ == nullptr, "program", "nothing reads the picture");
   append(make_output(tensor(output)));
   for (size_t i = ops_.size(); i-- > 0;) {
     Op& op = *ops_[i];

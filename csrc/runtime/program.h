@@ -9,6 +9,7 @@
 
 #include "runtime/arenas.h"
 #include "runtime/ops.h"
+#include "runtime/picture.h"
 
 namespace fmn {
 
@@ -28,6 +29,9 @@ class Program {
   int scattered(const std::vector<Run>& runs);
   const Tensor& tensor(int id) const;
   const Tensor& source(int id) const;  // a tensor, or scattered ones
+  // The first step: the picture -> its tensor. `one_reader`: only the step behind it reads the tensor, so that there
+  // is no such step if that takes the picture itself.
+  void input(std::shared_ptr<const Picture> picture, bool one_reader);
   void append(OpPtr op);
   // The last steps: which tensor is the output.
   void finish(int input, int output);
@@ -51,6 +55,7 @@ class Program {
   std::vector<Tensor> tensors_;
   std::vector<OpPtr> ops_;
   int input_ = -1, output_ = -1;
+  std::shared_ptr<const Picture> picture_;  // until its reader has taken it
   const std::shared_ptr<Arenas> arenas_;
 };
 

@@ -20,6 +20,7 @@
 
 #include "runtime/conv_kernel.h"
 #include "runtime/dispatch.h"
+#include "runtime/picture.h"
 
 namespace fmn {
 
@@ -80,8 +81,14 @@ class StripOp final : public Op {
   }
 
   ptrdiff_t scratch_floats() const override {
-    return prepared_at() + std::max(expand_ ? expand_->prepared_floats(expand_room()) : 0,
-                                    project_ ? project_->prepared_floats(std::max(room(strip_), room(whole_))) : 0);
+    return picture_at() + (picture_ != nullptr ? PictureRows::floats(src_, picture_rows_) : 0);
+  }
+
+  bool read(const std::shared_ptr<const Picture>& picture) override {
+    if (!expand_ || expand_->prepares()) return false;
+    picture_ = picture;
+    picture_rows_ = expand_->bottom(ring_rows_ - 1) - expand_->top(0);
+    return true;
   }
 
   ptrdiff_t shared_floats() const override { return project_ ? whole_.floats() : 0; }
@@ -103,7 +110,7 @@ class StripOp final : public Op {
     if (count == 1 || by_rows(count) || adds_expanded_) {  // what is added is in the ring of this thread only
       const Target target{frame.scratch, &strip_, project_ ? &*project_ : nullptr};
       const int each = count == 1 ? 1 : (oh_ + count * rows_at_a_time_ - 1) / (count * rows_at_a_time_);  // strips
-      Ring ring;
+      Ring ring(*this, frame);
       team.share(count * each, 1, [&](Range part) {
         const int begin = strip_begin(part.begin, count, each), end = strip_begin(part.end, count, each);
         run_rows(frame, target, ring, begin, end, {0, groups()});
@@ -111,7 +118,7 @@ class StripOp final : public Op {
       return;
     }
     team.share(groups(), grain_of_macs(macs_of_group()), [&](Range part) {
-      Ring ring;
+      Ring ring(*this, frame);
       run_rows(frame, {frame.shared, &whole_, nullptr}, ring, 0, oh_, part);
     });
     if (!project_) return;
@@ -132,8 +139,12 @@ class StripOp final : public Op {
 
   // What the ring of a thread holds: rows below `end`, if the last output rows that were made from it end at `y`.
   struct Ring {
+    Ring(const StripOp& op, const Frame& frame) {
+      if (op.picture_) picture.emplace(*op.picture_, frame, frame.scratch + op.picture_at(), op.picture_rows_);
+    }
     bool cleared = false;
     int y = -1, end = 0;
+    std::optional<PictureRows> picture;
   };
 
   // Behind ring and strip.
@@ -152,6 +163,12 @@ class StripOp final : public Op {
   // Behind those, what is prepared of pixels, for one convolution at a time.
   ptrdiff_t prepared_at() const {
     return through_at() + (through_ ? expand_->through_floats(ptrdiff_t{ring_.h} * mid_.w) : 0);
+  }
+
+  // Behind what is prepared.
+  ptrdiff_t picture_at() const {
+    return prepared_at() + std::max(expand_ ? expand_->prepared_floats(expand_room()) : 0,
+                                    project_ ? project_->prepared_floats(std::max(room(strip_), room(whole_))) : 0);
   }
 
   ptrdiff_t groups() const { return static_cast<ptrdiff_t>(groups_.size()); }
@@ -192,10 +209,18 @@ class StripOp final : public Op {
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
       if (expand_ && expand_->prepares()) {
         for (int r = made; r < need; ++r)
-          expand_->prepare(source_row(frame, r), mid_.w, prepared_row(frame, r - made), expand_room());
+          expand_->prepare(source_row(frame.arena, r), mid_.w, prepared_row(frame, r - made), expand_room());
       }
-      for (ptrdiff_t p = part.begin; p < part.end; ++p) {
-        if (expand_) expand(frame, p, made, need);
+      const float* source = frame.arena;
+      const bool by_rows = ring.picture && made < need;
+      if (by_rows) source = ring.picture->need(expand_->top(made), expand_->bottom(need - 1));
+      const WeightStream picture = by_rows ? ring.picture->next() : WeightStream();
+      for (ptrdiff_t p = part.begin, expanded = p; p < part.end; ++p) {
+        if (expand_ && p == expanded) {
+          const Range some = expand_->together(p, part.end);
+          expand(frame, source, some, made, need, p == part.begin ? picture : WeightStream());
+          expanded = some.end;
+        }
         const Range group = groups_[static_cast<size_t>(p)];
         for (ptrdiff_t b = group.begin; b < group.end; ++b) {
           depthwise(frame, target, static_cast<int>(b), y, end);
@@ -213,26 +238,30 @@ class StripOp final : public Op {
         }
       }
     }
-    ring = {true, y1, made};
+    ring.cleared = true;
+    ring.y = y1;
+    ring.end = made;
   }
 
   int top(int y) const { return y * window_.stride_h - window_.pad_top; }
 
-  const float* source_row(const Frame& frame, int y) const {
-    return frame.arena + src_.at(0, expand_->top(y), -expand_window_.pad_left);
+  const float* source_row(const float* source, int y) const {
+    return source + src_.at(0, expand_->top(y), -expand_window_.pad_left);
   }
 
   float* prepared_row(const Frame& frame, int row) const {
     return expand_->at(frame.scratch + prepared_at(), ptrdiff_t{row} * mid_.w);
   }
 
-  // Rows y0 .. y1 - 1 of the expanded map into the ring.
-  void expand(const Frame& frame, ptrdiff_t p, int y0, int y1) const {
-    WeightsAhead ahead = expand_->ahead({p, p + 1}, project_ ? project_->stream(0) : next_weights, frame.far);
+  // Rows y0 .. y1 - 1 of the expanded map into the ring, from `source`: the arena, or what PictureRows::need gives.
+  // `first`: what to fetch before anything else.
+  void expand(const Frame& frame, const float* source, Range some, int y0, int y1, const WeightStream& first) const {
+    WeightsAhead ahead = expand_->ahead(some, project_ ? project_->stream(0) : next_weights, frame.far);
+    if (first.lines() > 0) ahead.soon = first;
     if (through_ && y0 < y1) {
       const int count = (y1 - y0) * mid_.w, n = expand_->tiles(count);
-      expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, p, mid_.w,
-                           ahead,
+      expand_->run_through(frame.scratch + through_at(), frame.arena + src_.at(0, y0, 0), count, n, {0, n}, some.begin,
+                           mid_.w, ahead,
                            [&](int block, int y) { return frame.scratch + ring_.at(block, (y0 + y) % ring_.h, 0); });
       return;
     }
@@ -240,9 +269,9 @@ class StripOp final : public Op {
     for (int y = y0, n = 1; y < y1; y += n) {
       float* c = frame.scratch + ring_.at(0, y % ring_.h, 0);
       if (dense_source_) n = std::min(y1 - y, ring_.h - y % ring_.h);  // rows that follow each other in the ring
-      expand_->run({source_row(frame, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
+      expand_->run({source_row(source, y), c, ring_.block_stride(), nullptr, 0, mid_.w, static_cast<int>(all.end),
                     prepared_row(frame, y - y0), expand_room(), frame.scratch + prepared_at(), n, 0, ring_.pitch()},
-                   all, expand_->rows(y), {p, p + 1}, ahead);
+                   all, expand_->rows(y), some, ahead);
     }
   }
 
@@ -342,8 +371,10 @@ class StripOp final : public Op {
   const Region zeros_;
   std::optional<ConvKernel> expand_, project_, project_whole_;
   Window expand_window_;
-  Tensor ring_, strip_;  // in the scratch of a thread
-  Tensor whole_;         // in the shared memory
+  std::shared_ptr<const Picture> picture_;
+  int picture_rows_ = 0;  // that there is memory for
+  Tensor ring_, strip_;   // in the scratch of a thread
+  Tensor whole_;          // in the shared memory
   Tensor add_;
   bool has_add_ = false, flat_ = false;
   bool dense_source_ = false;  // a map of pixels as many as the expanded map has, one behind the other
