@@ -8,20 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import _native, amx, in_file, inner, strassen, winograd
-from .amx import InTiles, choose_amx
+from . import _native, in_file, winograd
 from .caches import caches
-from .channel_order import PLAIN, Order, Wiring, choose_orders, pack_order, plain_order, wire
+from .channel_order import PLAIN, Order, Wiring, choose_orders, plain_order, wire
 from .errors import ModelError
-from .fusion import Alone, Step, plan_steps
-from .graph import Activation, Graph, Node, Shape, infer_shapes, is_depthwise, resolve_padding
-from .inner import Inner, choose_inner
+from .fusion import Step, plan_steps
+from .graph import Activation, Graph, Node, Shape, infer_shapes, resolve_padding
 from .layout import Arena, Layout, plan_arena
-from .passes import BLOCK, node_channels, optimize, quantized, reads_one_pixel
+from .packing import from_blocks, pack, pack_quantized, without_data
+from .passes import node_channels, optimize, quantized
 from .pools import pool_spans
 from .precision import of_graph
-from .strassen import Split, choose_splits, score_layer
-from .switches import switch
+from .products import PLAIN_SUMS, Chooser, Factors, Products
+from .strassen import is_pointwise, score_layer
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -49,8 +48,6 @@ class Engine:
         self._weights: dict[str, _native.PackedWeights] = {}
         # Layers that compute the scores of a classifier, here or in `base`: all plans give them the same bits.
         self._scores: set[str] = set()
-        # Made when a plan wants them first: of layers that share their weights with `base`, only once.
-        self._winograd: dict[_native.PackedWeights, _native.WinogradWeights] = {} if base is None else base._winograd
         self._weights_u8: dict[str, tuple[_native.PackedU8, str]] = {}
         self._params_u8: dict[str, Mapping[str, np.ndarray | in_file.Place]] = {}  # to give them back
         # By the identity of the array without values: a new layer may have the name of an old one.
@@ -69,26 +66,19 @@ class Engine:
                 if origin in base._scores:
                     self._scores.add(node.name)
             elif quantized(node):
-                self._weights_u8[node.name] = _pack_u8(store, graph, node, isa)
+                self._weights_u8[node.name] = pack_quantized(store, graph, node, isa)
                 self._params_u8[node.name] = in_file.keep(node.params)
             else:
-                self._weights[node.name] = _pack(store, graph, node, self.isa, self._orders.get(node.name, PLAIN))
+                self._weights[node.name] = pack(store, graph, node, self.isa, self._orders.get(node.name, PLAIN))
                 if node.name == scores:
                     self._scores.add(node.name)
         self._isa_u8 = _native.u8_isa(isa)[0] if any(quantized(n) for n in graph.nodes) else ""
         self._store = store
         self._graph: Graph = without_data(graph)
         self._wiring = wire(self._graph, self._orders)
-        self._use_strassen = strassen.enabled()
-        self._use_amx = amx.enabled(self.isa)
-        self._use_inner = inner.enabled() and _native.has_inner(self.isa)
-        # By the weights, which are hashed by their identity, and how they are split. Made when a plan needs them.
-        self._strassen_weights: dict[tuple[_native.PackedWeights, int, int], _native.StrassenWeights]
-        self._strassen_weights = {} if base is None else base._strassen_weights
-        self._inner_weights: dict[tuple[_native.PackedWeights, float, tuple[int, ...]], _native.InnerWeights]
-        self._inner_weights = {} if base is None else base._inner_weights
-        self._amx_weights: dict[tuple[_native.PackedWeights, tuple[int, ...]], _native.AmxWeights]
-        self._amx_weights = {} if base is None else base._amx_weights
+        self._chooser = Chooser(self.isa)
+        # Layers that share their weights with `base` share these too.
+        self._factors: Factors = Factors() if base is None else base._factors
         # What is measured must not depend on which part of a network an Engine has.
         self._whole: Graph = self._graph if base is None else base._whole
         self._measured: dict[str, np.ndarray] = {}
@@ -132,7 +122,7 @@ class Engine:
                 weight, bias = plain_order(*self._weights[node.name].unpack(), self._orders.get(node.name, PLAIN))
                 if node.op == "dense":
                     c = node_channels(self._graph, node.inputs[0])
-                    weight = _from_blocks(weight.reshape(weight.shape[0], -1), c)
+                    weight = from_blocks(weight.reshape(weight.shape[0], -1), c)
                 params = {"weight": weight.reshape(node.params["weight"].shape), "bias": bias}
             nodes.append(replace(node, params=params))
         return self._graph.replace(nodes=tuple(nodes))
@@ -184,20 +174,10 @@ class Engine:
     def _lower(self, h: int, w: int) -> _native.Program:
         graph = self._graph
         shapes = infer_shapes(graph, 1, h, w)
-        pieces = self._wiring.pieces
-        in_tiles: dict[str, InTiles] = {}
-        if self._use_amx:
-            in_tiles = choose_amx(graph, shapes, self._weights, pieces, self._scores)
-        inners: dict[str, Inner] = {}
-        if self._use_inner:
-            into = {name: order.into for name, order in self._orders.items() if order.into is not None}
-            without = self._scores.union(in_tiles)
-            inners = choose_inner(graph, shapes, self._weights, self._squares, without, pieces, into)
-        splits: dict[str, Split] = {}
-        if self._use_strassen:
-            without, scattered = self._scores.union(inners, in_tiles), self._wiring.runs
-            splits = choose_splits(graph, shapes, self._weights, caches(), without=without, scattered=scattered)
-        return self._program(self._wiring, h, w, inners, splits, in_tiles)
+        products = self._chooser.choose(
+            graph, self._wiring, shapes, self._weights, self._orders, self._scores, self._squares, caches()
+        )
+        return self._program(self._wiring, h, w, products)
 
     def _squares(self, names: Collection[str]) -> Mapping[str, np.ndarray]:
         """Mean squares of the channels of those tensors that can be measured (sizes.py). None of a detector's: its
@@ -213,29 +193,18 @@ class Engine:
         return self._measured
 
     def _run_once(self, graph: Graph, x: np.ndarray, layout: str) -> np.ndarray:
-        return self._program(wire(graph, self._orders), x.shape[1], x.shape[2], {}, {}, {}).run(x, layout, 1)
+        wiring = wire(graph, self._orders)
+        return self._program(wiring, x.shape[1], x.shape[2], PLAIN_SUMS).run(x, layout, 1)
 
-    def _program(
-        self,
-        wiring: Wiring,
-        h: int,
-        w: int,
-        inners: Mapping[str, Inner],
-        splits: Mapping[str, Split],
-        in_tiles: Mapping[str, InTiles],
-    ) -> _native.Program:
+    def _program(self, wiring: Wiring, h: int, w: int, products: Products) -> _native.Program:
         """``wiring``: that of the engine or of another graph whose convolutions are among those of the engine."""
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
-        alone: dict[str, Alone] = {**splits, **in_tiles}
-        scale = [name for name in in_tiles if name not in wiring.runs]
-        steps = plan_steps(graph, shapes, caches(), alone, scattered=wiring.runs, scale=scale)
-        in_turns = {step.expand.name for step in steps if step.expand is not None}
-        specs = {
-            n.name: self._spec(n, shapes, inners.get(n.name), None if n.name in in_turns else in_tiles.get(n.name))
-            for n in graph.nodes
-            if n.name in self._weights
-        }
+        scale = [name for name in products.tiles if name not in wiring.runs]
+        steps = plan_steps(graph, shapes, caches(), products.alone, scattered=wiring.runs, scale=scale)
+        # Of the first convolutions of strips, pixels are prepared, not windows.
+        windows = {s.expand.name for s in steps if s.expand is not None and not is_pointwise(s.expand)}
+        specs = {n.name: self._spec(n, shapes, products, windows) for n in graph.nodes if n.name in self._weights}
         steps = [step for step in steps if step.output not in wiring.absent]
         arena = plan_arena(graph, shapes, steps, wiring)
         program = _native.Program(self.isa, arena.floats, self._arenas)
@@ -261,7 +230,7 @@ class Engine:
             elif step.nodes[0].op == "mul" and len(step.nodes) == 2:
                 _emit_scaled(program, step, ids, specs)
             else:
-                self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, splits.get(step.output), in_tiles)
+                self._emit(program, step.nodes[0], wiring, ids, shapes, arena, specs, products)
         program.finish(ids[graph.nodes[0].name], ids[graph.output])
         return program
 
@@ -274,8 +243,7 @@ class Engine:
         shapes: dict[str, Shape],
         arena: Arena,
         specs: dict[str, _native.ConvSpec],
-        split: Split | None,
-        in_tiles: Container[str],
+        products: Products,
     ) -> None:
         dst = ids[node.name]
         if node.op == "input":
@@ -294,10 +262,12 @@ class Engine:
             spec = specs[node.name]
             layout = arena.layouts[wiring.sources(node)[0]]
             tiles = winograd.chunk(node, shapes[node.inputs[0]], shapes[node.name], layout.image, caches())
-            if tiles and node.name not in in_tiles:
-                program.winograd(node.name, src, dst, add, spec, self._winograd_weights(node), tiles)
+            split = products.splits.get(node.name)
+            weights = self._weights[node.name]
+            if tiles and node.name not in products.tiles:
+                program.winograd(node.name, src, dst, add, spec, self._factors.of_winograd(weights, node), tiles)
             elif split is not None and layout.pad_left + layout.pad_right == 0 and not layout.image:
-                factors = self._strassen_factors(node.name, split)
+                factors = self._factors.of_strassen(weights, split)
                 program.strassen(node.name, src, dst, add, factors, act, split.rows)
             else:
                 program.conv(node.name, src, dst, add, spec)
@@ -323,24 +293,6 @@ class Engine:
             program.rows(node.name, [ids[s] for s in node.inputs], dst, list(node.attrs["columns"]))
         else:
             raise ModelError(f"node {node.name!r}: op {node.op!r} has no kernel")
-
-    def _strassen_factors(self, name: str, split: Split) -> _native.StrassenWeights:
-        key = self._weights[name], split.levels, split.groups
-        if key not in self._strassen_weights:
-            self._strassen_weights[key] = _native.StrassenWeights(*key)
-        return self._strassen_weights[key]
-
-    def _inner_factors(self, name: str, choice: Inner) -> _native.InnerWeights:
-        key = self._weights[name], choice.size, choice.pieces
-        if key not in self._inner_weights:
-            self._inner_weights[key] = _native.InnerWeights(*key[:2], list(choice.pieces))
-        return self._inner_weights[key]
-
-    def _amx_factors(self, name: str, pieces: tuple[int, ...]) -> _native.AmxWeights:
-        key = self._weights[name], pieces
-        if key not in self._amx_weights:
-            self._amx_weights[key] = _native.AmxWeights(key[0], list(pieces))
-        return self._amx_weights[key]
 
     def _normalization(self, node: Node) -> tuple[_Norm, _Norm, bool]:
         """(mean, std) of pixels, the same of floats, and whether the channels of pixels are reversed afterwards."""
@@ -385,23 +337,17 @@ class Engine:
             adds_expanded,
         )
 
-    def _winograd_weights(self, node: Node) -> _native.WinogradWeights:
-        plain = self._weights[node.name]
-        made = self._winograd.get(plain)
-        if made is None:
-            made = self._winograd.setdefault(plain, _native.WinogradWeights(plain, node.attrs["stride"][0]))
-        return made
-
     def _spec(
-        self, node: Node, shapes: dict[str, Shape], choice: Inner | None, in_tiles: InTiles | None
+        self, node: Node, shapes: dict[str, Shape], products: Products, plain: Container[str]
     ) -> _native.ConvSpec:
+        """``plain``: those that are not computed by tiles after all."""
         _, h, w, _ = shapes[node.inputs[0]]
         top, _, left, _ = resolve_padding(node, h, w) if node.op == "conv2d" else (0, 0, 0, 0)
         stride, dilation = node.attrs.get("stride", (1, 1)), node.attrs.get("dilation", (1, 1))
-        weights = None if choice is None else self._inner_factors(node.name, choice)
-        tiles = None if in_tiles is None else self._amx_factors(node.name, in_tiles.pieces)
-        act = _act(node.activation)
-        return _native.ConvSpec(self._weights[node.name], stride, dilation, (top, left), act, weights, tiles)
+        weights = self._weights[node.name]
+        by_inner = self._factors.of_inner(weights, products.inner.get(node.name))
+        by_tiles = self._factors.of_tiles(weights, None if node.name in plain else products.tiles.get(node.name))
+        return _native.ConvSpec(weights, stride, dilation, (top, left), _act(node.activation), by_inner, by_tiles)
 
 
 def _emit_scaled(
@@ -446,52 +392,6 @@ def _act(activation: Activation | None) -> _native.Act:
     return _native.Act(a.kind, lo, a.hi, a.alpha, a.beta)
 
 
-def _pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str, order: Order) -> _native.PackedWeights:
-    weight = np.ascontiguousarray(node.params["weight"], dtype=np.float32)
-    bias = node.params.get("bias")
-    if bias is not None:
-        bias = np.ascontiguousarray(bias, dtype=np.float32)
-    weight, bias = pack_order(weight, bias, order)
-    in_24_bits = switch("FASTMOBILENET_24BIT") is not False
-    if node.op == "dense":
-        c = node_channels(graph, node.inputs[0])
-        return _native.pack(store, _to_blocks(weight, c)[:, None, None, :], bias, 1, False, True, isa, in_24_bits)
-    groups = node.attrs.get("groups", 1)
-    if is_depthwise(node):
-        return _native.pack(store, weight, bias, 1, True, False, isa)
-    # Matrix-vector kernels, for maps of one pixel, know no half blocks.
-    vectors = groups == 1 and reads_one_pixel(graph, node)
-    return _native.pack(store, weight, bias, groups, False, vectors, isa, vectors and in_24_bits)
-
-
-def _pack_u8(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> tuple[_native.PackedU8, str]:
-    x = graph[node.inputs[0]].attrs.get("quant")
-    if x is None:
-        raise ModelError(f"node {node.name!r}: a quantised layer reads {node.inputs[0]!r}, which is not quantised")
-    if node.op == "dense":  # a convolution whose window is the map
-        _, h, w, c = infer_shapes(graph, 1, *graph.input_size)[node.inputs[0]]
-        weight = node.params["weight"].reshape(-1, h, w, c)
-        node = replace(node, params={**node.params, "weight": weight})
-    from . import pack_u8
-
-    return pack_u8.pack(store, node, x, isa)
-
-
-def _to_blocks(weight: np.ndarray, c: int) -> np.ndarray:
-    """(oc, pixels * c) -> (oc, blocks * pixels * 16): from the order of NHWC to that of the runtime's tensors."""
-    oc, blocks = weight.shape[0], -(-c // BLOCK)
-    padded = np.zeros((oc, weight.shape[1] // c, blocks * BLOCK), np.float32)
-    padded[:, :, :c] = weight.reshape(oc, -1, c)
-    return np.ascontiguousarray(padded.reshape(oc, -1, blocks, BLOCK).swapaxes(1, 2)).reshape(oc, -1)
-
-
-def _from_blocks(weight: np.ndarray, c: int) -> np.ndarray:
-    """The inverse of _to_blocks."""
-    oc, blocks = weight.shape[0], -(-c // BLOCK)
-    pixels = weight.reshape(oc, blocks, -1, BLOCK).swapaxes(1, 2).reshape(oc, -1, blocks * BLOCK)
-    return np.ascontiguousarray(pixels[:, :, :c]).reshape(oc, -1)
-
-
 def _with_plain_names(graph: Graph) -> Graph:
     """The runtime holds names in UTF-8, which has no half of a surrogate pair, as JSON may; it is written out."""
     try:
@@ -507,22 +407,6 @@ def _with_plain_names(graph: Graph) -> Graph:
             taken.add(after)
     nodes = (replace(n, name=names[n.name], inputs=tuple(names[s] for s in n.inputs)) for n in graph.nodes)
     return graph.replace(nodes=tuple(nodes), output=names[graph.output])
-
-
-def without_data(graph: Graph) -> Graph:
-    """The graph with weights that keep their shape only; the values live in the packed weights. Tables are copied:
-    a plan reads them, and the file of which they may be views is not ours."""
-    one = np.zeros(1, np.float32)
-    one.flags.writeable = False
-
-    def ghost(v: np.ndarray) -> np.ndarray:
-        return np.ndarray(v.shape, np.float32, one, strides=(0,) * v.ndim)  # eight times as fast as broadcast_to
-
-    nodes = tuple(
-        replace(n, params={k: v.copy() if n.op == "lookup" else ghost(v) for k, v in n.params.items()})
-        for n in graph.nodes
-    )
-    return graph.replace(nodes=nodes)
 
 
 def default_threads() -> int:

@@ -17,9 +17,10 @@ from . import labels as label_files
 from .detection import Detecting, Detector
 from .errors import ModelError
 from .graph import Graph, count_parameters, infer_shapes
-from .lower import Engine, default_threads, without_data
+from .lower import Engine, default_threads
 from .origin import Origin
 from .outputs import Named, check_names, ends_in_softmax, softmax
+from .packing import without_data
 from .precision import describe as describe_precision
 from .preprocess import Preprocess
 from .quantizing import Quantizing

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fastmobilenet import Model, _native, fmn, importers, models, reference
 from fastmobilenet.channel_order import Order, choose_orders, order_lanes, pack_order, plain_order
 from fastmobilenet.graph import RELU, Graph, GraphBuilder, infer_shapes
-from fastmobilenet.lower import Engine, without_data
+from fastmobilenet.lower import Engine
 from fastmobilenet.outputs import Named, cut
+from fastmobilenet.packing import without_data
 
 ISAS = _native.supported_isas()
 

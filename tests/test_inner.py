@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmobilenet import _native, lower, models, reference
+from fastmobilenet import _native, lower, models, products, reference
 from fastmobilenet.graph import HARD_SWISH, RELU, RELU6, Activation, Graph, GraphBuilder, Node
 from fastmobilenet.inner import Inner, choose_inner, expected_saving
 from fastmobilenet.lower import Engine
@@ -39,7 +39,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
 
     def force(size: float) -> None:
         monkeypatch.setenv("FASTMOBILENET_INNER", "1")
-        monkeypatch.setattr(lower, "choose_inner", lambda *_, **__: {"y": Inner(size, 1.0)})
+        monkeypatch.setattr(products, "choose_inner", lambda *_, **__: {"y": Inner(size, 1.0)})
 
     return force
 

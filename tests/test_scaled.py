@@ -51,7 +51,12 @@ def in_two_steps(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> Engine:
 @pytest.mark.parametrize("ic, oc", [(16, 16), (24, 40), (72, 24), (120, 40), (33, 17), (200, 96)])
 @pytest.mark.parametrize("h, w", [(7, 7), (14, 14), (9, 13), (28, 28)])
 def test_the_bits_of_two_steps(
-    ic: int, oc: int, h: int, w: int, force: Force, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    ic: int,
+    oc: int,
+    h: int,
+    w: int,
+    force: Force,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     force()
     x = picture(h, w, 3)

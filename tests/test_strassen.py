@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastmobilenet import _native, lower, models, reference, strassen
+from fastmobilenet import _native, models, products, reference, strassen
 from fastmobilenet.caches import Caches
 from fastmobilenet.graph import HARD_SWISH, RELU6, Activation, Graph, GraphBuilder, infer_shapes
 from fastmobilenet.lower import Engine
@@ -39,7 +39,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
         ) -> object:
             return {name: Split(levels, packed[name].whole_panels >> levels, rows, 1.0)}
 
-        monkeypatch.setattr(lower, "choose_splits", split)
+        monkeypatch.setattr(products, "choose_splits", split)
 
     return force
 

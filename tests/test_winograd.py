@@ -197,7 +197,9 @@ def test_weights_are_given_back_as_they_were() -> None:
     found = next(n.params["weight"] for n in engine.graph().nodes if n.op == "conv2d")
     assert np.array_equal(found, weight)
     heir = Engine(engine.skeleton, base=engine)
-    assert heir._winograd_weights(graph.nodes[-1]) is engine._winograd_weights(graph.nodes[-1])
+    node = graph.nodes[-1]
+    of_heir, of_engine = (e._factors.of_winograd(e._weights[node.name], node) for e in (heir, engine))
+    assert of_heir is of_engine
 
 
 def test_the_choice() -> None:
