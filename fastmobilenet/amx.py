@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 from . import _native, winograd
 from .graph import Graph, Node, Shape, is_depthwise, kernel_size
@@ -18,15 +17,17 @@ BLOCK = 16
 LEAST_SAVING = 0.05
 
 
-@dataclass(frozen=True)
-class InTiles:
+class InTiles(NamedTuple):
     """``pieces``: how many input channels lie together, if those are no blocks; ``saving``: the part of the layer's
     time that is expected to be saved, against plain sums."""
 
-    #: At 28x28, a strip that calls the tile unit for the 1x1 convolution behind it is the fastest.
-    ROOM: ClassVar[float] = 0.25
     pieces: tuple[int, ...]
     saving: float
+
+    @property
+    def room(self) -> float:
+        """At 28x28, a strip that calls the tile unit for its 1x1 convolutions is the fastest."""
+        return 0.25
 
 
 def enabled(isa: str) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +29,7 @@ MAX_NODES = 4000
 MAX_CLASSES, MAX_BOXES = 2**16, 2**20
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """``accepts`` a value or not; ``expected`` says in words what it accepts."""
 
     accepts: Callable[[Any], bool]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Caches:
+class Caches(NamedTuple):
     """Bytes. The defaults are small cores of today, for systems that do not tell."""
 
     l1: int = 32 << 10

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ from .passes import BLOCK, quantized, reads_one_pixel
 from .strassen import is_pointwise
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """Of the weights of a convolution. ``out``: the channel that each lane of its output holds, -1 for none; None: each
     its own. ``into``: its input channels in the order in which they are summed; None: as they are, from one tensor."""
 

@@ -4,8 +4,7 @@ by strip (csrc/runtime/strip.cpp), so that what lies between them stays in the c
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import NamedTuple, Protocol
 
 from .caches import Caches
 from .graph import Graph, Node, Shape, count_macs, is_depthwise, kernel_size
@@ -20,9 +19,10 @@ STRIP_GAIN = 0.027
 class Alone(Protocol):
     """How a convolution is computed that gains by it where it is a step of its own."""
 
-    #: The part of the second-level cache that the map between it and a depthwise convolution may take, or a strip is
-    #: faster all the same.
-    ROOM: ClassVar[float]
+    @property
+    def room(self) -> float:
+        """The part of the second-level cache that the map between it and a depthwise convolution may take, or a strip
+        is faster all the same."""
 
     @property
     def saving(self) -> float:
@@ -34,8 +34,7 @@ class Alone(Protocol):
 MOST_OF_STRIP = 768 << 10
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Nodes that run as one: a single node of any op, a depthwise convolution with what surrounds it, a convolution and
     a pool, a product with a pixel and a 1x1 convolution, or a convolution of bytes with what is done to its bytes.
 
@@ -221,7 +220,7 @@ def _better_alone(step: Step, shapes: Mapping[str, Shape], caches: Caches, split
     assert step.depthwise is not None
     _, h, w, c = shapes[step.depthwise.inputs[0]]
     macs = {n.name: count_macs(n, shapes) for n in step.nodes}
-    fits = {n: splits[n] for n in macs if n in splits and h * w * c * FLOAT < splits[n].ROOM * caches.l2}
+    fits = {n: splits[n] for n in macs if n in splits and h * w * c * FLOAT < splits[n].room * caches.l2}
     saved = sum(how.saving * macs[name] for name, how in fits.items())
     return saved > STRIP_GAIN * sum(macs.values())
 

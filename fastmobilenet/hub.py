@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 from .errors import ModelError
 from .graph import Graph
+from .sources import PREFIX
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-#: Says that a name is one of the hub, where a path could be meant too.
-PREFIX = "hf-hub:"
-
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 _SHORT = re.compile(r"([A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 _INSTALL = "pip install 'fastmobilenet[hub]'"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,7 @@ MOST_NOISE = 8.0
 LEAST_SAVING = 0.05
 
 
-@dataclass(frozen=True)
-class Inner:
+class Inner(NamedTuple):
     """``size``: the root mean square that is expected of the input; ``saving``: the part of the layer's time that is
     expected to be saved, against the plain sum; ``pieces``: how many channels lie together, if those are no blocks."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .channel_order import Wiring
 from .fusion import Step
@@ -47,16 +48,14 @@ class Layout:
         return self.block_floats * (1 if self.image else self.blocks)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A tensor that lies inside of another one's memory, ``block`` blocks from its start."""
 
     root: str
     block: int = 0
 
 
-@dataclass(frozen=True)
-class Arena:
+class Arena(NamedTuple):
     layouts: dict[str, Layout]
     offsets: dict[str, int]  # floats, of every tensor between steps
     floats: int

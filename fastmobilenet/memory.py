@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: floats; a cache line
 LINE = 16
@@ -11,8 +11,7 @@ LINE = 16
 PAGE = 1024
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A tensor of ``size`` floats that is written in step ``first`` and read last in step ``last``."""
 
     name: str

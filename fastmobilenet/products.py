@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Set
-from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,23 +20,24 @@ from .strassen import Split, choose_splits
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Products:
+class Products(NamedTuple):
     """Node -> how it is computed; those that are in none of them by plain sums, or in Winograd's form. No node is in
     two."""
 
-    inner: Mapping[str, Inner] = field(default_factory=dict)
-    splits: Mapping[str, Split] = field(default_factory=dict)
-    tiles: Mapping[str, InTiles] = field(default_factory=dict)
+    inner: Mapping[str, Inner]
+    splits: Mapping[str, Split]
+    tiles: Mapping[str, InTiles]
 
     @property
     def alone(self) -> dict[str, Alone]:
         """Those that strips may not be as fast as: see :func:`fastmobilenet.fusion.plan_steps`."""
-        return {**self.splits, **self.tiles}
+        alone: dict[str, Alone] = dict(self.splits)
+        alone.update(self.tiles)
+        return alone
 
 
 #: Whatever the ISA: with the bits that sizes.py has measured with.
-PLAIN_SUMS = Products()
+PLAIN_SUMS = Products({}, {}, {})
 
 #: Names of tensors -> the mean squares of their channels, of those that can be measured.
 Measure = Callable[[Collection[str]], Mapping[str, np.ndarray]]

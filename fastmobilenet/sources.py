@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 
-from . import hub, importers
+from . import importers
 from .errors import ModelError
 from .graph import Graph
 from .origin import Origin
+
+#: Says that a name is one of the hub, where a path could be meant too.
+PREFIX = "hf-hub:"
 
 
 def read(source: str, *, arch: str | None, quantized: bool) -> tuple[Graph, Origin]:
@@ -16,7 +19,11 @@ def read(source: str, *, arch: str | None, quantized: bool) -> tuple[Graph, Orig
 
     Raises FileNotFoundError and other OSErrors, and ModelError.
     """
-    name = hub.parse(source)
+    name = None
+    if source.startswith(PREFIX) or not os.path.exists(source):  # a path that exists names no repository
+        from . import hub
+
+        name = hub.parse(source)
     if name is not None:
         if arch is not None:
             raise ModelError(f"{name} says its own architecture; arch={arch!r} cannot be given with it")
@@ -34,11 +41,11 @@ def read(source: str, *, arch: str | None, quantized: bool) -> tuple[Graph, Orig
 
 def _explain(source: str) -> None:
     """ModelError for a name that is no file because it is an architecture, or a repository that looks like a path."""
-    from . import models
+    from . import hub, models
 
     if not os.path.isabs(source) and hub.looks_like_name(source):
         raise FileNotFoundError(
-            errno.ENOENT, f"No such file (for a repository of the hub: {hub.PREFIX}{source})", source
+            errno.ENOENT, f"No such file (for a repository of the hub: {PREFIX}{source})", source
         ) from None
 
     if source in models.available():

@@ -15,8 +15,7 @@ scores, and a product that halves the channels rounds the two halves differently
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,16 +37,18 @@ MOST_MIXING = 8.0
 LEAST_PIXELS = 16
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """``levels`` of halving; ``groups`` of 2^levels panels of output channels; ``rows`` of the map that are multiplied
     at a time; ``saving``: the part of the layer's time that it is expected to save."""
 
-    ROOM: ClassVar[float] = 1.0
     levels: int
     groups: int
     rows: int
     saving: float
+
+    @property
+    def room(self) -> float:
+        return 1.0
 
 
 def enabled() -> bool:

@@ -24,8 +24,8 @@ from ._text import quote
 
 T = TypeVar("T")
 
-#: A key with a string as its value can be in the metadata only, so the file is one of ours or damaged.
-_MARK = re.compile(rb'"%s"\s*:\s*"' % re.escape(KEY.encode()))
+#: As a key with a string as its value it can be in the metadata only, so the file is one of ours or damaged.
+_MARK = b'"%s"' % KEY.encode()
 
 
 def recognise(file: BinaryIO, size: int) -> bool:
@@ -39,9 +39,14 @@ def recognise(file: BinaryIO, size: int) -> bool:
         header = struct.unpack_from("<Q", start)[0]
         if header > min(size - 8, safetensors.MAX_HEADER):
             return False
-        return _MARK.search(file.read(header)) is not None
+        return any(_is_key_of_string(behind) for behind in file.read(header).split(_MARK)[1:])
     finally:
         file.seek(place)
+
+
+def _is_key_of_string(behind: bytes) -> bool:
+    behind = behind.lstrip()
+    return behind.startswith(b":") and behind[1:].lstrip().startswith(b'"')
 
 
 def load_file(file: BinaryIO, name: str) -> Graph:
