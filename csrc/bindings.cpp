@@ -25,7 +25,7 @@ using Pair = std::pair<int, int>;
 
 std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& store, const FloatArray& weight,
                                           const std::optional<FloatArray>& bias, int groups, bool depthwise, bool whole,
-                                          const std::string& isa, bool by_vectors) {
+                                          const std::string& isa, PackOptions options) {
   if (weight.ndim() != 4) throw std::invalid_argument("weight must have the shape (oc, kh, kw, ic / groups)");
   const KernelTable& table = kernel_table(isa);
   const auto dim = [&](int i) { return static_cast<int>(weight.shape(i)); };
@@ -35,7 +35,7 @@ std::shared_ptr<const PackedWeights> pack(const std::shared_ptr<WeightStore>& st
   if (groups < 1 || dim(0) % groups != 0) throw std::invalid_argument("groups must divide the output channels");
   const WeightShape shape{dim(0), dim(1), dim(2), dim(3) * groups, groups};
   return pack_weights(store, weight.data(), bias ? bias->data() : nullptr, shape, depthwise,
-                      {table.panel_blocks, whole ? 0 : table.half_panel_blocks}, by_vectors);
+                      {table.panel_blocks, whole ? 0 : table.half_panel_blocks}, options);
 }
 
 py::tuple unpack(const PackedWeights& p) {
@@ -230,12 +230,12 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "pack",
       [](const std::shared_ptr<WeightStore>& store, const FloatArray& weight, const std::optional<FloatArray>& bias,
-         int groups, bool depthwise, bool whole, const std::string& isa, bool by_vectors) {
+         int groups, bool depthwise, bool whole, const std::string& isa, bool by_vectors, bool separate) {
         return std::const_pointer_cast<PackedWeights>(
-            pack(store, weight, bias, groups, depthwise, whole, isa, by_vectors));
+            pack(store, weight, bias, groups, depthwise, whole, isa, {by_vectors, separate}));
       },
       py::arg("store"), py::arg("weight"), py::arg("bias"), py::arg("groups"), py::arg("depthwise"), py::arg("whole"),
-      py::arg("isa"), py::arg("by_vectors") = false);
+      py::arg("isa"), py::arg("by_vectors") = false, py::arg("separate") = false);
 
   py::class_<Act>(m, "Act").def(py::init(&act), py::arg("kind"), py::arg("lo"), py::arg("hi"), py::arg("alpha"),
                                 py::arg("beta"));

@@ -42,6 +42,7 @@ def pack(
     whole: bool,
     isa: str,
     by_vectors: bool = False,
+    separate: bool = False,
 ) -> PackedWeights: ...
 
 class Act:

@@ -29,7 +29,9 @@ def pack(store: _native.WeightStore, graph: Graph, node: Node, isa: str, order: 
         return _native.pack(store, weight, bias, 1, True, False, isa)
     # Matrix-vector kernels, for maps of one pixel, know no half blocks.
     vectors = groups == 1 and reads_one_pixel(graph, node)
-    return _native.pack(store, weight, bias, groups, False, vectors, isa, vectors and in_24_bits)
+    # Tiles of AMX hold the same weights: floats that lie apart are given back when they are made.
+    apart = _native.has_amx(isa)
+    return _native.pack(store, weight, bias, groups, False, vectors, isa, vectors and in_24_bits, apart)
 
 
 def pack_quantized(store: _native.WeightStore, graph: Graph, node: Node, isa: str) -> tuple[_native.PackedU8, str]:

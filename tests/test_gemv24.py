@@ -209,19 +209,6 @@ def test_norms_and_the_sum_of_squares_are_those_of_the_weights() -> None:
     np.testing.assert_allclose(into, np.linalg.norm(weight.astype(np.float64), axis=0), rtol=1e-12)
 
 
-def test_other_products_refuse_it() -> None:
-    packed = pack(normal(256, 256))
-    for make in (
-        lambda: _native.StrassenWeights(packed, 1, 1),
-        lambda: _native.InnerWeights(packed, 1.0),
-        lambda: _native.AmxWeights(packed),
-        lambda: _native.WinogradWeights(packed, 1),
-        lambda: packed.inner_noise(1.0, np.ones(256, np.float32)),
-    ):
-        with pytest.raises(ValueError, match="not the weights of a map"):
-            make()
-
-
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMOBILENET_24BIT", "2")
     with pytest.raises(ValueError, match="FASTMOBILENET_24BIT must be 0 or 1"):

@@ -10,13 +10,15 @@
 namespace fmn {
 
 struct AmxWeights {
-  std::shared_ptr<const PackedWeights> plain;
+  const PackedWeights* plain = nullptr;  // of which they are made; its floats are given up
+  std::shared_ptr<WeightStore> store;    // keeps the memory alive
+  int taps = 0, ic = 0;
   const float* weight = nullptr;  // panels as in AmxArgs::b
   std::vector<Panel> panels;      // of 2 blocks, the last maybe of 1
   std::vector<int> pieces;        // input channels that lie together, within a block
 
   ptrdiff_t n_pieces() const { return static_cast<ptrdiff_t>(pieces.size()); }
-  ptrdiff_t steps() const { return ptrdiff_t{plain->kh} * plain->kw * ((n_pieces() + 1) / 2); }
+  ptrdiff_t steps() const { return taps * ((n_pieces() + 1) / 2); }
   ptrdiff_t panel_floats(const Panel& p) const {
     return steps() * AMX_PARTS * p.nb * (AMX_TILE / ptrdiff_t{sizeof(float)});
   }

@@ -26,7 +26,7 @@ class ConvOp final : public Op {
     list_rows(src, add, spec.window);
     // What is larger than the cache is walked once, the other once for each step of it.
     const PackedWeights& w = *spec.weights;
-    const ptrdiff_t weight_floats = w.floats();
+    const ptrdiff_t weight_floats = w.size();
     small_ = src.floats() + dst.floats() < L2_FLOATS;
     panels_outside_ = !kernel_.on_amx() && (weight_floats > L2_FLOATS / 2 || small_);
     // Threads divide either, and all of them read the whole of the other. Weights come from the third-level cache and
@@ -249,6 +249,7 @@ class DenseOp final : public Op {
       : Op(std::move(name), std::string("gemv_f32/") + table.isa + (spec.weights->in_24_bits ? "/24bit" : "")),
         table_(table),
         spec_(spec),
+        floats_(spec.weights->in_24_bits ? nullptr : spec.weights->floats.get()),
         src_(src.at(0, 0, 0)),
         dst_(dst.at(0, 0, 0)),
         add_(add != nullptr ? add->at(0, 0, 0) : -1) {}
@@ -279,11 +280,11 @@ class DenseOp final : public Op {
  private:
   const float* weights_at() const {
     const PackedWeights& w = *spec_.weights;
-    return w.in_24_bits ? reinterpret_cast<const float*>(w.in_24_bits->words) : w.weight;
+    return w.in_24_bits ? reinterpret_cast<const float*>(w.in_24_bits->words) : floats_.get();
   }
   // What a run reads of them, in floats.
   ptrdiff_t stream() const {
-    return spec_.weights->in_24_bits ? spec_.weights->in_24_bits->floats() : spec_.weights->floats();
+    return spec_.weights->in_24_bits ? spec_.weights->in_24_bits->floats() : spec_.weights->size();
   }
 
   // What the weights are multiplied with, into the scratch memory.
@@ -299,7 +300,7 @@ class DenseOp final : public Op {
     GemvArgs g;
     g.x = frame.arena + src_;
     g.k = w.k(w.panels.front());
-    g.b = w.weight + blocks.begin * g.k * BLOCK;
+    g.b = floats_.get() + blocks.begin * g.k * BLOCK;
     g.bias = w.bias + blocks.begin * BLOCK;
     g.add = add_ >= 0 ? frame.arena + add_ + blocks.begin * BLOCK : nullptr;
     g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
@@ -327,6 +328,7 @@ class DenseOp final : public Op {
 
   const KernelTable& table_;
   const ConvSpec spec_;
+  const std::shared_ptr<const float> floats_;  // if they are read
   const ptrdiff_t src_, dst_, add_;
 };
 

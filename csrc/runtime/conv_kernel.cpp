@@ -13,14 +13,10 @@ constexpr int MAX_INNER_ROWS = 10;
 
 }  // namespace
 
-static ConvSpec spec_in_panels(ConvSpec spec) {
-  spec.weights = in_panels(spec.weights);
-  return spec;
-}
-
 ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const Tensor& src, int out_channels,
                        const ConvSpec& spec)
-    : spec_(spec_in_panels(spec)),
+    : spec_(spec),
+      floats_(spec.inner || spec.amx ? nullptr : spec.weights->floats.get()),
       src_h_(src.h),
       table_panel_blocks_(table.panel_blocks),
       inner_(table.inner),
@@ -36,7 +32,8 @@ ConvKernel::ConvKernel(const KernelTable& table, const std::string& name, const 
   check(!spec.inner || !spec.amx, name, "it cannot be computed in two ways");
   if (prepares()) {
     const std::string kind = spec.inner ? "inner" : "amx";
-    check((spec.inner ? spec.inner->plain : spec.amx->plain) == spec.weights, name, "the weights are of another layer");
+    check((spec.inner ? spec.inner->plain.get() : spec.amx->plain) == spec.weights.get(), name,
+          "the weights are of another layer");
     check(spec.inner ? table.inner.pixels != nullptr : amx_ != nullptr, name,
           spec.inner ? "the ISA has no kernels of inner products" : "the CPU has no AMX");
     const bool pointwise = w.kh * w.kw * window.stride_h * window.stride_w == 1;

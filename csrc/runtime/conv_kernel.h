@@ -71,8 +71,8 @@ class ConvKernel {
   // What is made of pixels that follow each other, before any panel of them: with inner products what is subtracted,
   // with AMX their parts. It costs as much as one or two output channels.
   bool prepares() const { return spec_.inner != nullptr || spec_.amx != nullptr; }
-  // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number). scale: null or, with AMX, a
-  // factor for every channel of the source.
+  // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number). scale: null or, with AMX,
+  // a factor for every channel of the source.
   void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room, const float* scale = nullptr) const;
   ptrdiff_t prepared_floats(ptrdiff_t room) const {
     if (spec_.amx) return plane_floats(room) + AMX_SUMS;
@@ -172,7 +172,7 @@ class ConvKernel {
   template <class Args, class Run>
   void run_tiles(Args& g, const Pixels& pixels, Range part, const Panel& panel, WeightsAhead& ahead, Run&& run) const;
   const float* weights_of(const Panel& panel) const {
-    const float* all = spec_.inner ? spec_.inner->weight : spec_.amx ? spec_.amx->weight : spec_.weights->weight;
+    const float* all = spec_.inner ? spec_.inner->weight : spec_.amx ? spec_.amx->weight : floats_.get();
     return all + panel.offset;
   }
 
@@ -186,6 +186,7 @@ class ConvKernel {
   }
 
   const ConvSpec spec_;
+  const std::shared_ptr<const float> floats_;  // if they are read
   const int src_h_;
   // (ky, kx, channel block), as the weights lie. Panels that read the same channels share a list.
   struct Segments {

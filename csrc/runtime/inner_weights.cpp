@@ -92,7 +92,6 @@ void scale_block(const Columns& from, const float* bias, float* to, ptrdiff_t st
 }
 
 void check_pointwise(const PackedWeights& w, double size) {
-  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
   if (!(size > 0) || !std::isfinite(size)) throw std::invalid_argument("size must be positive");
 }
@@ -117,14 +116,16 @@ std::shared_ptr<const InnerWeights> inner_weights(const std::shared_ptr<const Pa
     result->panels.push_back({block, std::min(2, whole - block), false, 0, w.ic, ptrdiff_t{block} * BLOCK * w.ic});
   }
   if (half) result->panels.push_back({whole, 1, true, 0, w.ic, ptrdiff_t{whole} * BLOCK * w.ic});
+  const std::shared_ptr<const float> floats = w.floats.get();
   for (const Panel& from : w.panels) {
     for (int b = 0; b < from.nb; ++b) {
       const int block = from.block + b;
       const Panel& to = half && block == whole ? result->panels.back() : result->panels[static_cast<size_t>(block / 2)];
       const int lane = (block - to.block) * BLOCK;
       const int lanes = std::min({from.width() - b * BLOCK, to.width() - lane, BLOCK});
-      scale_block({w.panel(from) + b * BLOCK, from.width(), lanes}, w.bias + block * BLOCK, weight + to.offset + lane,
-                  to.width(), result->pieces, size, init + block * BLOCK, scale + block * BLOCK);
+      scale_block({floats.get() + from.offset + b * BLOCK, from.width(), lanes}, w.bias + block * BLOCK,
+                  weight + to.offset + lane, to.width(), result->pieces, size, init + block * BLOCK,
+                  scale + block * BLOCK);
     }
   }
   result->weight = weight;
@@ -138,10 +139,11 @@ double inner_noise(const PackedWeights& plain, double size, const float* squares
   const std::vector<int> together = pieces_of(plain, pieces);
   double sum = 0;
   int count = 0;
+  const std::shared_ptr<const float> floats = plain.floats.get();
   for (const Panel& from : plain.panels) {
     for (int b = 0; b < from.nb; ++b) {
       const int lane = (from.block + b) * BLOCK, lanes = std::min(plain.oc - lane, BLOCK);
-      const Columns columns{plain.panel(from) + b * BLOCK, from.width(), lanes};
+      const Columns columns{floats.get() + from.offset + b * BLOCK, from.width(), lanes};
       const std::array<float, BLOCK> factor = columns.factors(plain.ic, size);
       const float* const f = factor.data();
       float norm[BLOCK] = {}, signal[BLOCK] = {}, noise[BLOCK] = {}, v[2][BLOCK];

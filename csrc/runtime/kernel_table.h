@@ -223,8 +223,8 @@ struct AmxSplitArgs {
   const Segment* segs;  // [n_segs], of 16 channels or less
   ptrdiff_t n_segs;
   ptrdiff_t pixels;
-  char* dst;        // plane p of pixel i at p * plane + i * 64
-  ptrdiff_t plane;  // bytes
+  char* dst;                     // plane p of pixel i at p * plane + i * 64
+  ptrdiff_t plane;               // bytes
   const float* scale = nullptr;  // or [n_segs][16]: of every channel, what it is multiplied with before
 };
 struct AmxArgs {

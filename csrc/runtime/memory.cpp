@@ -75,9 +75,19 @@ float* WeightStore::allocate(size_t floats) {
   return p;
 }
 
+std::shared_ptr<float> WeightStore::separate(size_t floats) {
+  auto region = std::make_unique<Region>(floats * sizeof(float));
+  float* const data = region->data();
+  *separate_bytes_ += region->bytes();
+  return {data, [region = std::shared_ptr<Region>(std::move(region)), count = separate_bytes_](float*) mutable {
+            *count -= region->bytes();
+            region.reset();
+          }};
+}
+
 size_t WeightStore::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return bytes_;
+  return bytes_ + *separate_bytes_;
 }
 
 }  // namespace fmn

@@ -1,6 +1,7 @@
 // Memory for weights and activations: 64-byte aligned, on huge pages where the system offers them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,8 @@ class Region {
 class WeightStore {
  public:
   float* allocate(size_t floats);
+  // A piece of its own, which is given back with its last owner.
+  std::shared_ptr<float> separate(size_t floats);
   size_t bytes() const;
 
  private:
@@ -37,6 +40,8 @@ class WeightStore {
   std::vector<std::unique_ptr<Region>> regions_;
   size_t used_ = 0;   // bytes of the last region
   size_t bytes_ = 0;  // that were handed out
+  // By pieces of their own.
+  std::shared_ptr<std::atomic<size_t>> separate_bytes_ = std::make_shared<std::atomic<size_t>>(0);
 };
 
 // Gives freed memory back to the system, where the C library keeps it for itself (glibc does, up to 32 MB a piece).

@@ -15,6 +15,9 @@ namespace {
 constexpr ptrdiff_t LEAST_IN_24_BITS = 64 * 1024;
 constexpr int LEAST_SUM_IN_24_BITS = 128;
 
+// Bytes of weights that are worth pages of their own.
+constexpr size_t LEAST_SEPARATE = 64 * 1024;
+
 // Full panels first; a half block at the end goes into a panel of the width that the ISA has kernels for.
 std::vector<Panel> cut_panels(const WeightShape& s, PanelWidths widths) {
   const int blocks = (s.oc + BLOCK - 1) / BLOCK, rest = s.oc % BLOCK;
@@ -69,18 +72,11 @@ void for_weights(const PackedWeights& p, F f) {
   });
 }
 
-WeightNorms roots(WeightNorms squares) {
-  for (std::vector<double>* list : {&squares.out, &squares.in}) {
-    for (double& v : *list) v = std::sqrt(v);
-  }
-  return squares;
-}
-
 }  // namespace
 
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
                                                   const float* bias, const WeightShape& shape, bool depthwise,
-                                                  PanelWidths widths, bool by_vectors) {
+                                                  PanelWidths widths, PackOptions options) {
   auto packed = std::make_shared<PackedWeights>();
   packed->store = store;
   packed->oc = shape.oc;
@@ -95,23 +91,25 @@ std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightSt
   float* b = store->allocate(static_cast<size_t>(packed->blocks() * BLOCK));  // zeroed
   if (bias != nullptr) std::copy(bias, bias + shape.oc, b);
   packed->bias = b;
-  if (by_vectors && shape.kh * shape.kw * shape.groups == 1 && shape.ic >= LEAST_SUM_IN_24_BITS &&
+  const auto size = static_cast<size_t>(packed->size());
+  if (options.by_vectors && shape.kh * shape.kw * shape.groups == 1 && shape.ic >= LEAST_SUM_IN_24_BITS &&
       ptrdiff_t{shape.oc} * shape.ic >= LEAST_IN_24_BITS) {
     packed->in_24_bits = weights24(store, weight, shape.oc, shape.ic);
-    if (packed->in_24_bits) return packed;
+    if (packed->in_24_bits) {
+      packed->floats.give_up(store, size, [p = packed.get()](float* to) {
+        std::vector<float> plain(static_cast<size_t>(p->oc) * static_cast<size_t>(p->ic));
+        unpack_weights24(*p->in_24_bits, plain.data());
+        for_weights(*p, [&](ptrdiff_t at, ptrdiff_t from) { to[at] = plain[static_cast<size_t>(from)]; });
+      });
+      return packed;
+    }
   }
-  float* w = store->allocate(static_cast<size_t>(packed->floats()));
-  for_weights(*packed, [&](ptrdiff_t at, ptrdiff_t from) { w[at] = weight[from]; });
-  packed->weight = w;
+  const std::shared_ptr<float> w = options.separate && size * sizeof(float) >= LEAST_SEPARATE
+                                       ? store->separate(size)
+                                       : std::shared_ptr<float>(store, store->allocate(size));
+  for_weights(*packed, [&](ptrdiff_t at, ptrdiff_t from) { w.get()[at] = weight[from]; });
+  packed->floats.keep(w);
   return packed;
-}
-
-std::shared_ptr<const PackedWeights> in_panels(const std::shared_ptr<const PackedWeights>& packed) {
-  const PackedWeights& p = *packed;
-  if (!p.in_24_bits) return packed;
-  std::vector<float> weight(static_cast<size_t>(p.oc) * static_cast<size_t>(p.ic));
-  unpack_weights24(*p.in_24_bits, weight.data());
-  return pack_weights(p.store, weight.data(), p.bias, {p.oc, 1, 1, p.ic, 1}, false, {p.panel_blocks, 0});
 }
 
 std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given) {
@@ -127,24 +125,11 @@ std::vector<int> pieces_of(const PackedWeights& w, const std::vector<int>& given
 }
 
 WeightNorms weight_norms(const PackedWeights& packed) {
-  if (packed.in_24_bits) {
-    WeightNorms n{std::vector<double>(static_cast<size_t>(packed.oc)),
-                  std::vector<double>(static_cast<size_t>(packed.ic))};
-    std::vector<float> weight(n.out.size() * n.in.size());
-    unpack_weights24(*packed.in_24_bits, weight.data());
-    for (size_t o = 0, at = 0; o < n.out.size(); ++o) {
-      for (size_t k = 0; k < n.in.size(); ++k, ++at) {
-        const double square = double{weight[at]} * weight[at];
-        n.out[o] += square;
-        n.in[k] += square;
-      }
-    }
-    return roots(n);
-  }
+  const std::shared_ptr<const float> weight = packed.floats.get();
   WeightNorms n{std::vector<double>(static_cast<size_t>(packed.blocks() * BLOCK)),
                 std::vector<double>(static_cast<size_t>(packed.ic))};
   for_lanes(packed, [&](ptrdiff_t at, int row, int lanes, int, int ic) {
-    const float* w = packed.weight + at;
+    const float* w = weight.get() + at;
     double sum = 0;
     for (int lane = 0; lane < lanes; ++lane) {
       const double square = double{w[lane]} * w[lane];
@@ -154,15 +139,15 @@ WeightNorms weight_norms(const PackedWeights& packed) {
     n.in[static_cast<size_t>(ic)] += sum;
   });
   n.out.resize(static_cast<size_t>(packed.oc));
-  return roots(n);
+  for (std::vector<double>* list : {&n.out, &n.in}) {
+    for (double& v : *list) v = std::sqrt(v);
+  }
+  return n;
 }
 
 void unpack_weights(const PackedWeights& packed, float* weight, float* bias) {
-  if (packed.in_24_bits) {
-    unpack_weights24(*packed.in_24_bits, weight);
-  } else {
-    for_weights(packed, [&](ptrdiff_t at, ptrdiff_t from) { weight[from] = packed.weight[at]; });
-  }
+  const std::shared_ptr<const float> floats = packed.floats.get();
+  for_weights(packed, [&](ptrdiff_t at, ptrdiff_t from) { weight[from] = floats.get()[at]; });
   std::copy(packed.bias, packed.bias + packed.oc, bias);
 }
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "runtime/memory.h"
+#include "runtime/floats.h"
 #include "runtime/weights24.h"
 
 namespace fmn {
@@ -23,15 +23,14 @@ struct Panel {
 // channels of several groups, it reads the input of them all, with zeros for those of the other groups.
 // A depthwise convolution: [ceil(oc/16)][kh * kw][16].
 struct PackedWeights {
-  std::shared_ptr<WeightStore> store;  // keeps the memory alive
-  const float* weight = nullptr;
+  std::shared_ptr<WeightStore> store;              // keeps the memory alive
+  mutable Floats floats;                           // [size()], the panels
   const float* bias = nullptr;                     // [ceil(oc/16) * 16], zeros where the layer has none
   int oc = 0, kh = 0, kw = 0, ic = 0, groups = 1;  // ic of all groups
   bool depthwise = false;
   std::vector<Panel> panels;
-  int panel_blocks = 1;  // of the widest panel
-  // Instead of `weight`, which is then null: the weights of a dense layer in 24 bits.
-  std::shared_ptr<const Weights24> in_24_bits;
+  int panel_blocks = 1;                         // of the widest panel
+  std::shared_ptr<const Weights24> in_24_bits;  // of a dense layer: who has use for them needs no floats
 
   int blocks() const { return (oc + 15) / 16; }
   int whole_panels() const {  // as wide as the widest may be; they come first
@@ -40,9 +39,8 @@ struct PackedWeights {
     return n;
   }
   bool has_half() const { return !panels.empty() && panels.back().half; }
-  const float* panel(const Panel& p) const { return weight + p.offset; }
   ptrdiff_t k(const Panel& p) const { return ptrdiff_t{kh} * kw * (p.ic_end - p.ic_begin); }
-  ptrdiff_t floats() const {
+  ptrdiff_t size() const {
     return panels.empty() ? 0 : panels.back().offset + k(panels.back()) * panels.back().nb * 16;
   }
 };
@@ -52,17 +50,20 @@ struct PanelWidths {
   int panel_blocks, half_panel_blocks;
 };
 
-// weight: (oc, kh, kw, ic / groups), contiguous; for depthwise ic = groups = 1. bias: (oc,) or null. `by_vectors`: only
-// vectors are multiplied, so 24 bits do where that is as good (weights24.h) and the layer is so large that it pays.
 struct WeightShape {
   int oc, kh, kw, ic, groups;
 };
+struct PackOptions {
+  // Only vectors are multiplied, so 24 bits do where that is as good (weights24.h) and the layer is so large that it
+  // pays.
+  bool by_vectors = false;
+  // The floats may be given up later.
+  bool separate = false;
+};
+// weight: (oc, kh, kw, ic / groups), contiguous; for depthwise ic = groups = 1. bias: (oc,) or null.
 std::shared_ptr<const PackedWeights> pack_weights(const std::shared_ptr<WeightStore>& store, const float* weight,
                                                   const float* bias, const WeightShape& shape, bool depthwise,
-                                                  PanelWidths widths, bool by_vectors = false);
-
-// The same layer with floats in panels: itself unless its weights are in 24 bits.
-std::shared_ptr<const PackedWeights> in_panels(const std::shared_ptr<const PackedWeights>& packed);
+                                                  PanelWidths widths, PackOptions options = {});
 
 // Input channels that lie together, within a block: `given`, or blocks if that is empty. Throws std::invalid_argument
 // if they are not those of the layer.

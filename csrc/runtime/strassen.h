@@ -25,6 +25,7 @@ constexpr int MAX_STRASSEN_LEVELS = 2;
 // the layer's weights are; the others lie in the order of their use.
 struct StrassenWeights {
   std::shared_ptr<const PackedWeights> weights;
+  std::shared_ptr<const float> floats;  // of them: some factors are a part of these
   int levels = 0;
   int groups = 0;                     // of 2^levels panels: g, g + groups, g + 2 groups ...
   std::vector<const float*> factors;  // [groups][7^levels], each [k / 2^levels][panel width]

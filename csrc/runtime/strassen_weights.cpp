@@ -73,12 +73,12 @@ class Maker {
 std::shared_ptr<const StrassenWeights> strassen_weights(const std::shared_ptr<const PackedWeights>& weights, int levels,
                                                         int groups) {
   const PackedWeights& w = *weights;
-  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   if (levels < 1 || levels > MAX_STRASSEN_LEVELS) throw std::invalid_argument("levels must be 1 or 2");
   if (w.depthwise || w.groups != 1 || w.kh * w.kw != 1) throw std::invalid_argument("not a 1x1 convolution");
   if (w.ic % (BLOCK << levels) != 0) throw std::invalid_argument("the input channels cannot be halved");
   auto result = std::make_shared<StrassenWeights>();
   result->weights = weights;
+  result->floats = w.floats.get();
   result->levels = levels;
   result->groups = groups;
   if (groups < 1 || groups > w.whole_panels() >> levels)
@@ -87,7 +87,7 @@ std::shared_ptr<const StrassenWeights> strassen_weights(const std::shared_ptr<co
   for (int g = 0; g < result->groups; ++g) {
     Factor b;
     for (int p = 0; p < 1 << levels; ++p) {
-      b.original.push_back(w.panel(w.panels[static_cast<size_t>(g + p * result->groups)]));
+      b.original.push_back(result->floats.get() + w.panels[static_cast<size_t>(g + p * result->groups)].offset);
     }
     maker.walk(b, levels, w.ic);
   }

@@ -37,6 +37,7 @@ class StripOp final : public Op {
         dst_(dst),
         mid_(spec.mid),
         dw_(spec.depthwise),
+        dw_floats_(spec.depthwise.weights->floats.get()),
         window_(spec.depthwise.window),
         adds_expanded_(spec.adds_expanded),
         oh_(spec.oh),
@@ -158,7 +159,7 @@ class StripOp final : public Op {
     const bool some = &map == &whole_ && project_->on_amx() && !share_panels();
     return some ? std::min<ptrdiff_t>(all, ConvKernel::MOST_TILES * project_->mr()) : all;
   }
-  bool share_panels() const { return project_->weights().floats() > 4 * whole_.floats(); }
+  bool share_panels() const { return project_->weights().size() > 4 * whole_.floats(); }
 
   // Behind those, what is prepared of pixels, for one convolution at a time.
   ptrdiff_t prepared_at() const {
@@ -289,7 +290,7 @@ class StripOp final : public Op {
     }
     DwArgs d;
     d.rows = rows.data();
-    d.w = w.weight + ptrdiff_t{block} * w.kh * w.kw * BLOCK;
+    d.w = dw_floats_.get() + ptrdiff_t{block} * w.kh * w.kw * BLOCK;
     d.bias = w.bias + block * BLOCK;
     // A strip is filled from its top; the strip for the whole map, and the destination, at row y0.
     d.dst = !project_ ? frame.arena + dst_.at(block, y0, 0)
@@ -365,6 +366,7 @@ class StripOp final : public Op {
   const bool any_;
   const Tensor src_, dst_, mid_;
   const ConvSpec dw_;
+  const std::shared_ptr<const float> dw_floats_;
   const Window window_;
   const bool adds_expanded_;
   const int oh_, ow_;

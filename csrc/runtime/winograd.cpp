@@ -252,7 +252,6 @@ class WinogradOp final : public Op {
 
 std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<const PackedWeights>& plain, int stride) {
   const PackedWeights& w = *plain;
-  if (w.in_24_bits) throw std::invalid_argument("not the weights of a map");
   check(w.kh == 3 && w.kw == 3 && w.groups == 1 && !w.depthwise, "winograd", "needs a dense 3x3 convolution");
   check(stride == 1 || stride == 2, "winograd", "needs stride 1 or 2");
   auto result = std::make_shared<WinogradWeights>();
@@ -277,9 +276,10 @@ std::shared_ptr<const WinogradWeights> winograd_weights(const std::shared_ptr<co
                                   {0, 1, 0}};
   const double(*const g)[3] = stride == 1 ? G1 : G2;
   const int edge = result->edge();
+  const std::shared_ptr<const float> floats = w.floats.get();
   for (const Panel& p : w.panels) {
     const ptrdiff_t taps = ptrdiff_t{w.ic} * p.width();  // floats from one tap to the next, and from element to element
-    const float* const from = w.panel(p);
+    const float* const from = floats.get() + p.offset;
     float* const out = to + (result->panel(p) - result->weight);
     for (ptrdiff_t i = 0; i < taps; ++i) {
       for (int y = 0; y < edge; ++y) {

@@ -18,7 +18,7 @@ struct WinogradWeights {
   int edge() const { return stride == 1 ? 6 : 9; }  // rows and columns of inputs of a tile, and of its elements
   int elements() const { return edge() * edge(); }
   const float* panel(const Panel& p) const { return weight + p.offset / TAPS * elements(); }
-  ptrdiff_t floats() const { return plain->floats() / TAPS * elements(); }
+  ptrdiff_t floats() const { return plain->size() / TAPS * elements(); }
 
  private:
   static constexpr int TAPS = 9;
