@@ -4,6 +4,7 @@ where somebody wants them (csrc/runtime/floats.h)."""
 from __future__ import annotations
 
 import gc
+import math
 
 import numpy as np
 import pytest
@@ -39,8 +40,8 @@ def test_tiles_give_weights_back(oc: int, kh: int, kw: int, ic: int) -> None:
     norms = packed.norms()
     tiles = _native.AmxWeights(packed)
     in_tiles = store.nbytes
-    steps = kh * kw * -(-(-(-ic // 16)) // 2)  # of two blocks of channels
-    assert in_tiles <= floats - weight.nbytes + 3 * 1024 * steps * -(-oc // 16), "floats were given up"
+    steps = kh * kw * math.ceil(math.ceil(ic / 16) / 2)  # of two blocks of channels
+    assert in_tiles <= floats - weight.nbytes + 3 * 1024 * steps * math.ceil(oc / 16), "floats were given up"
     for _ in range(2):
         np.testing.assert_array_equal(packed.unpack()[0].view(np.int32), weight.view(np.int32))
         for was, now in zip(norms, packed.norms(), strict=True):
