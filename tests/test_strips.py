@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastmobilenet import _native
+from fastmobilenet import _native, fusion
 from fastmobilenet.graph import RELU, RELU6, Activation, Graph, GraphBuilder
 from fastmobilenet.lower import Engine
 from tests.test_lower import assert_equal_to_reference, conv, picture
@@ -74,3 +74,27 @@ def test_inner_products_of_strips_have_the_same_bits_for_every_thread_count(monk
     expected = engine.run(pixels, threads=1, pixels=False)
     for threads in (2, 3, 4, 7, 40):  # by rows, and by channels
         assert np.array_equal(engine.run(pixels, threads=threads, pixels=False), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k, s", [(1, 2), (1, 3), (2, 5), (3, 4)])
+@pytest.mark.parametrize("from_picture", [True, False])
+def test_rows_that_nobody_reads_are_not_made(
+    isa: str, k: int, s: int, from_picture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the depthwise stride is larger than the window, there is no room for the rows between strips."""
+    monkeypatch.setattr(fusion, "strip_rows", lambda *_: 2)
+    for ways in ({}, {"FASTMOBILENET_AMX": "0", "FASTMOBILENET_INNER": "1"}):
+        for name, value in ways.items():
+            monkeypatch.setenv(name, value)
+        b = GraphBuilder()
+        x = b.add("input")
+        if not from_picture:
+            x = conv(b, x, 3, 32, activation=RELU6)
+        y = conv(b, x, 3 if from_picture else 32, 96, 3 if from_picture else 1, activation=RELU6)
+        y = conv(b, y, 96, 96, k, s, groups=96, padding=(0, 0, 0, 0), activation=RELU6)
+        graph = b.build(conv(b, conv(b, y, 96, 16), 16, 8, 3), input_layout="NHWC")
+        engine = Engine(graph, isa)
+        assert any(name.count("conv2d") == 3 and kernel.endswith("/2") for name, kernel in engine.program(60, 44).steps)
+        for threads in (1, 2, 3):
+            assert_equal_to_reference(graph, picture(60, 44), isa, threads)

@@ -207,6 +207,7 @@ class StripOp final : public Op {
     if (ring.y == y0) made = std::max(made, ring.end);
     for (int y = y0; y < y1; y += rows_) {
       const int end = std::min(y + rows_, y1);
+      made = std::max(made, top(y));  // where strides leave rows out, nobody reads them: there may be no room for them
       const int need = std::min(top(end - 1) + (dw_.weights->kh - 1) * window_.dilation_h + 1, mid_.h);
       if (expand_ && expand_->prepares()) {
         for (int r = made; r < need; ++r)
