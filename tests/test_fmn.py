@@ -329,14 +329,15 @@ def test_a_file_that_is_replaced_under_its_arrays(model: Model, path: Path) -> N
 
 @pytest.mark.timing
 def test_loading_takes_milliseconds(path: Path) -> None:
-    """MobileNetV2 in 9 ms on two cores of Zen 5, of which 3 are the packing. The bound leaves room for other work."""
+    """MobileNetV2 in 9 ms on two cores of Zen 5 and 16 on those of Emerald Rapids, where it takes 28 while the other half
+    of the core works for somebody else. The bound leaves room for that."""
     Model.from_graph(models.build("mobilenet_v2")).save(path)
     times = []
     for _ in range(20):
         start = time.perf_counter()
         Model.load(path)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.03
+    assert min(times) < 0.05
 
 
 # --- versions and other files -----------------------------------------------------------------------------

@@ -28,9 +28,10 @@ constexpr size_t LEAST_REGION = 8 * HUGE_PAGE;
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 }  // namespace
 
-Region::Region(size_t bytes) : bytes_(std::max(bytes, LINE)) {
+Region::Region(size_t bytes, bool at_once) : bytes_(std::max(bytes, LINE)) {
   if (bytes_ > SIZE_MAX / 2) throw std::bad_alloc();
 #if defined(_WIN32)
+  static_cast<void>(at_once);
   map_bytes_ = round_up(bytes_, LINE);
   map_ = data_ = _aligned_malloc(map_bytes_, LINE);
   if (data_ == nullptr) throw std::bad_alloc();
@@ -39,7 +40,11 @@ Region::Region(size_t bytes) : bytes_(std::max(bytes, LINE)) {
   const bool huge = bytes_ >= HUGE_PAGE;
   const size_t align = huge ? HUGE_PAGE : 4096;
   map_bytes_ = round_up(bytes_, align) + (huge ? align : 0);
-  map_ = mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#if defined(MAP_POPULATE)
+  if (at_once && !huge) flags |= MAP_POPULATE;  // huge pages are few
+#endif
+  map_ = mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (map_ == MAP_FAILED) throw std::bad_alloc();
   data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(map_), align));
 #if defined(MADV_HUGEPAGE)
@@ -76,7 +81,7 @@ float* WeightStore::allocate(size_t floats) {
 }
 
 std::shared_ptr<float> WeightStore::separate(size_t floats) {
-  auto region = std::make_unique<Region>(floats * sizeof(float));
+  auto region = std::make_unique<Region>(floats * sizeof(float), true);
   float* const data = region->data();
   *separate_bytes_ += region->bytes();
   return {data, [region = std::shared_ptr<Region>(std::move(region)), count = separate_bytes_](float*) mutable {
