@@ -329,8 +329,8 @@ def test_a_file_that_is_replaced_under_its_arrays(model: Model, path: Path) -> N
 
 @pytest.mark.timing
 def test_loading_takes_milliseconds(path: Path) -> None:
-    """MobileNetV2 in 9 ms on two cores of Zen 5 and 16 on those of Emerald Rapids, where it takes 28 while the other half
-    of the core works for somebody else. The bound leaves room for that."""
+    """MobileNetV2 in 9 ms on two cores of Zen 5 and 16 on those of Emerald Rapids, where it takes 28 while the other
+    half of the core works for somebody else. The bound leaves room for that."""
     Model.from_graph(models.build("mobilenet_v2")).save(path)
     times = []
     for _ in range(20):
