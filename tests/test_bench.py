@@ -196,6 +196,15 @@ def test_numpy_layers_compute_the_layers(small_layers: list[layers.Layer]) -> No
         assert_same(run(), layer.graph, x, 1e-5)  # the second result is not disturbed by the first
 
 
+def test_every_layer_is_found_among_its_steps(small_layers: list[layers.Layer], tmp_path: Path) -> None:
+    """That of the picture too, which is one step with reading it."""
+    from bench.peers.runners import FastMobileNet
+
+    for layer in small_layers:
+        least, median = steps.ours(FastMobileNet(layer.graph, layer.picture(), 1, tmp_path), layer, 3)
+        assert 0 < least <= median, layer.name
+
+
 def test_onnxruntime_profile_without_the_edges() -> None:
     def node(op: str, name: str, us: int) -> dict[str, Any]:
         return {"cat": "Node", "name": name, "dur": us, "args": {"op_name": op}}

@@ -301,13 +301,7 @@ class DenseOp final : public Op {
     g.x = frame.arena + src_;
     g.k = w.k(w.panels.front());
     g.b = floats_.get() + blocks.begin * g.k * BLOCK;
-    g.bias = w.bias + blocks.begin * BLOCK;
-    g.add = add_ >= 0 ? frame.arena + add_ + blocks.begin * BLOCK : nullptr;
-    g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
-    g.n_blocks = blocks.end - blocks.begin;
-    g.act = spec_.act;
-    g.fetch_ahead = !streams_faster_alone();
-    table_.gemv(g);
+    table_.gemv(with_outputs(g, frame, blocks));
   }
 
   void some_in_24_bits(const Frame& frame, Range blocks) const {
@@ -317,13 +311,19 @@ class DenseOp final : public Op {
     g.steps = w.steps;
     g.b = w.words + blocks.begin * w.steps * GEMV24_STEP;
     g.scale = w.out_scale + blocks.begin * BLOCK;
+    table_.gemv24(with_outputs(g, frame, blocks));
+  }
+
+  // What both kinds of weights have in common.
+  template <class Args>
+  const Args& with_outputs(Args& g, const Frame& frame, Range blocks) const {
     g.bias = spec_.weights->bias + blocks.begin * BLOCK;
     g.add = add_ >= 0 ? frame.arena + add_ + blocks.begin * BLOCK : nullptr;
     g.dst = frame.arena + dst_ + blocks.begin * BLOCK;
     g.n_blocks = blocks.end - blocks.begin;
     g.act = spec_.act;
     g.fetch_ahead = !streams_faster_alone();
-    table_.gemv24(g);
+    return g;
   }
 
   const KernelTable& table_;
