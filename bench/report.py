@@ -60,18 +60,12 @@ def has_peers(document: dict) -> bool:
 
 
 def readme_table(paths: list[Path]) -> str:
-    """The README's speed table from race files, one for each CPU."""
+    """The README's speed table from race files."""
     documents = [load(path) for path in paths]
     wrong = [str(path) for path, document in zip(paths, documents, strict=True) if document["kind"] != "race"]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: not a race")
-    cpus = dict.fromkeys(document["machine"]["cpu"] for document in documents)
-    parts = []
-    for cpu in cpus:
-        own = [document for document in documents if document["machine"]["cpu"] == cpu]
-        heading = f"{cpu}:\n\n" if len(cpus) > 1 else ""
-        parts.append(heading + tables.race_markdown(own, brief=True))
-    return "\n".join(parts)
+    return tables.verdicts_markdown(documents)
 
 
 def fill_in(text: str, table: str) -> str:

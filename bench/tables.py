@@ -61,9 +61,23 @@ def against_fp32(race: dict) -> tuple[float, float] | None:
 
 
 def title(race: dict) -> str:
+    return f"{network(race)}, {thread_count(race)}"
+
+
+def network(race: dict) -> str:
     name = race["model"] + ("" if race["width"] in (None, 1) else f" x{race['width']:g}")
     name += ", int8" * (race.get("precision") == "int8")
-    return f"{name}, {race['size']}x{race['size']}, {race['threads']} thread{'s' * (race['threads'] > 1)}"
+    return f"{name}, {race['size']}x{race['size']}"
+
+
+def thread_count(race: dict) -> str:
+    return f"{race['threads']} thread{'s' * (race['threads'] > 1)}"
+
+
+def cpu(machine: dict) -> str:
+    """The CPU's name, and what tells it from others that a hypervisor gives the same name."""
+    family, model, _ = machine.get("family_model_stepping") or (None, None, None)
+    return machine["cpu"] + (f" (family {family}, model {model})" if model else "")
 
 
 def best_peak(race: dict) -> float | None:
@@ -139,11 +153,10 @@ def noise_line(race: dict) -> str:
     )
 
 
-def race_markdown(documents: list[dict], brief: bool = False) -> str:
-    """All races of the documents as one table, with machine, date and command below.
+def race_markdown(documents: list[dict]) -> str:
+    """All races of the documents as one table, with machine, date, command and noise below.
 
     A cell is "minimum / median" in ms. A race that we lose is marked, a framework that failed is shown so.
-    `brief` leaves out how quiet the machine was: the README's speed table.
     """
     races = [race for document in documents for race in document["races"]]
     names = _distinct(name for race in races for name in race["peers"])
@@ -169,8 +182,43 @@ def race_markdown(documents: list[dict], brief: bool = False) -> str:
     failures = dict.fromkeys(
         f"* {name} failed: {peer['error']}" for race in races for name, peer in race["peers"].items() if "error" in peer
     )
-    noise = [] if brief else [f"* {title(race)}: {noise_line(race)}" for race in races]
+    noise = [f"* {title(race)}: {noise_line(race)}" for race in races]
     return "\n".join([*lines, *failures, *noise]) + "\n"
+
+
+def verdicts_markdown(documents: list[dict]) -> str:
+    """The README's speed table: a row for each network, a column for each CPU and number of threads; below, what the
+    documents come from.
+
+    A cell is our minimum and how many times as long the fastest peer takes, by minimum and by median. One that we
+    lose is marked.
+    """
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    columns: dict[tuple[str, str], None] = {}
+    for document in documents:
+        for race in document["races"]:
+            column = cpu(document["machine"]), thread_count(race)
+            columns[column] = None
+            cells.setdefault(network(race), {})[column] = _brief_cell(race)
+    ordered = sorted(columns)
+    lines = [_row(["network", *(f"{name}, {threads}" for name, threads in ordered)]), "|" + "---|" * (len(ordered) + 1)]
+    lines += [_row([name, *(found.get(column, "") for column in ordered)]) for name, found in sorted(cells.items())]
+    lines += [
+        "",
+        "Milliseconds for one picture, our minimum; then the time of the fastest of the others, which is named, / "
+        "ours, by minimum and by median of all timed runs: above 1, we are faster.",
+        "",
+    ]
+    lines += _distinct(f"* {line}" for document in documents for line in provenance(document))
+    return "\n".join(lines) + "\n"
+
+
+def _brief_cell(race: dict) -> str:
+    found = verdict(race)
+    if found is None:
+        return "no verdict"
+    cell = f"{race['peers'][OURS]['min_ms']:.2f}: {found.by_min:.2f} / {found.by_median:.2f} ({found.names})"
+    return f"**{cell}, {found.word}**" if found.lost else cell
 
 
 def _row(cells: list[str]) -> str:
@@ -209,7 +257,7 @@ def provenance(document: dict) -> list[str]:
     flags = [f for f in machine["flags"] if f in ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", "amx_bf16", "asimd")]
     virtual = ", virtual" if machine["hypervisor"] else ""
     return [
-        f"{date}, {machine['cpu']}, {machine['logical_cpus']} CPUs{virtual} ({' '.join(flags)}), {machine['system']}, "
+        f"{date}, {cpu(machine)}, {machine['logical_cpus']} CPUs{virtual} ({' '.join(flags)}), {machine['system']}, "
         f"Python {machine['python']}",
         versions,
         f"`{document['command']}`",

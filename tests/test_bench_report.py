@@ -118,7 +118,6 @@ def test_race_markdown(race_document: dict[str, Any]) -> None:
     assert "`python -m bench.race --rounds 2`" in text
     assert "* mnn failed: ImportError: no mnn" in text
     assert "noise" in text
-    assert "noise" not in tables.race_markdown([race_document], brief=True)
 
 
 def test_race_markdown_of_several_files(race_document: dict[str, Any]) -> None:
@@ -217,7 +216,7 @@ def test_report_fills_in_the_readme(
     readme.write_text("above\n<!-- speed table: begin (x) -->\nold\n<!-- speed table: end -->\nbelow\n")
     for _ in range(2):  # the second time changes nothing
         assert report.main([str(source), "--readme", str(readme)]) == 0
-    table = tables.race_markdown([race_document], brief=True)
+    table = tables.verdicts_markdown([race_document])
     assert readme.read_text() == (f"above\n<!-- speed table: begin (x) -->\n{table}<!-- speed table: end -->\nbelow\n")
     assert report.main([str(source), "--table"]) == 0
     assert capsys.readouterr().out == table
@@ -226,15 +225,28 @@ def test_report_fills_in_the_readme(
     assert readme.read_text() == "no markers"
 
 
-def test_the_readme_has_a_table_for_each_cpu(race_document: dict[str, Any], tmp_path: Path) -> None:
-    other = json.loads(json.dumps(race_document))
-    other["machine"]["cpu"] = "Another CPU"
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, document in zip(paths, (race_document, other), strict=True):
+def test_the_readme_has_a_column_for_each_cpu(race_document: dict[str, Any], tmp_path: Path) -> None:
+    """Also for two that a hypervisor gives the same name."""
+    other, old = (json.loads(json.dumps(race_document)) for _ in range(2))
+    race_document["machine"]["family_model_stepping"] = ["6", "207", "2"]
+    other["machine"]["family_model_stepping"] = ["6", "173", "1"]
+    other["races"] = other["races"][:1]
+    paths = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
+    for path, document in zip(paths, (race_document, other, old), strict=True):
         path.write_text(json.dumps(document))
-    table = report.readme_table(paths)
-    first, second = (tables.race_markdown([document], brief=True) for document in (race_document, other))
-    assert table == f"{race_document['machine']['cpu']}:\n\n{first}\nAnother CPU:\n\n{second}"
+    head, _, *rows = report.readme_table(paths).partition("\n\n")[0].splitlines()
+    names = ["Test CPU", "Test CPU (family 6, model 173)", "Test CPU (family 6, model 207)"]
+    columns = head.strip("| ").split(" | ")
+    assert columns[0] == "network"
+    assert columns[1:4] == [f"Test CPU, {n}" for n in ("1 thread", "2 threads", "3 threads")]
+    assert list(dict.fromkeys(column.rpartition(",")[0] for column in columns[1:])) == names
+    assert len(rows) == 1
+    cells = dict(zip(columns, rows[0].strip("| ").split(" | "), strict=True))
+    assert cells["network"] == "mobilenet_v1, 224x224"
+    assert cells["Test CPU (family 6, model 173), 1 thread"] == "5.00: 1.20 / 1.24 (onnxruntime)"
+    assert cells["Test CPU, 2 threads"] == "**5.00: 1.00 / 0.95 (onnxruntime), LOST by median**"
+    assert cells["Test CPU, 3 threads"] == "no verdict"
+    assert "Test CPU (family 6, model 173), 2 threads" not in columns
 
 
 def test_report_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
