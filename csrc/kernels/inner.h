@@ -91,7 +91,8 @@ void gemm_inner(const InnerArgs& g) {
   constexpr int L = sizeof(V) / sizeof(float), VB = HALF ? 1 : BLOCK / L, NV = NB * VB;
   constexpr int PAIRS = inner_pairs(BLOCK), SINGLE = BLOCK - 2 * PAIRS;
   const Segment* const end = g.segs + g.n_segs;
-  const char *soon = g.prefetch, *later = g.prefetch_later;
+  CacheLines soon = g.soon[0];
+  const char* later = g.prefetch_later;
   RowGaps rows{g.row_tiles, g.row_gap};
   float* next = g.c;
   for (ptrdiff_t tile = 0; tile < g.tiles; ++tile) {
@@ -110,9 +111,11 @@ void gemm_inner(const InnerArgs& g) {
     for (const Segment* s = g.segs;;) {
       for (; s != end && s->len == BLOCK; ++s, b += BLOCK * NV * L) {
         const float* const a = first + s->offset;
+        if (soon.at != nullptr) {
 #pragma GCC unroll 16
-        for (int i = 0; i < BLOCK; ++i) prefetch(soon + i * 64);
-        soon += BLOCK * 64;
+          for (int i = 0; i < BLOCK; ++i) prefetch(soon.at + i * 64);
+          soon.at += BLOCK * 64;
+        }
         if (later != nullptr) {
 #pragma GCC unroll 16
           for (int i = 0; i < BLOCK; ++i) prefetch(later + i * 64);
@@ -134,8 +137,10 @@ void gemm_inner(const InnerArgs& g) {
       if (s == end) break;
       const float* const a = first + s->offset;
       const int k = static_cast<int>(s->len), pairs = inner_pairs(k);
-      for (int i = 0; i < k; ++i) prefetch(soon + i * 64);
-      soon += k * 64;
+      if (soon.at != nullptr) {
+        for (int i = 0; i < k; ++i) prefetch(soon.at + i * 64);
+        soon.at += k * 64;
+      }
       for (int p = 0; p < pairs; p += 2) {
         inner_pair<1>(acc, a, b, 2 * p, 2 * pairs + p);
         if (p + 1 < pairs) inner_pair<-1>(acc, a, b, 2 * p + 2, 2 * pairs + p + 1);
@@ -143,6 +148,9 @@ void gemm_inner(const InnerArgs& g) {
       for (int i = 3 * pairs; i < k; ++i) inner_single(acc, a, b, i);
       b += s->len * NV * L;
       ++s;
+    }
+    if (soon.at != nullptr && soon.at >= soon.end) {
+      soon = soon.end == g.soon[0].end ? g.soon[1] : CacheLines{nullptr, nullptr};
     }
     const ptrdiff_t at = tile * MR * BLOCK;
     float* const c = next;

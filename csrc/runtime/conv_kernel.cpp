@@ -1,6 +1,7 @@
 #include "runtime/conv_kernel.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "runtime/cpu.h"
 #include "runtime/dispatch.h"
@@ -180,8 +181,16 @@ void ConvKernel::run_tiles(Args& g, const Pixels& pixels, Range part, const Pane
     g.a = pixels.a + x * xs_;
     g.c = pixels.c + panel.block * pixels.c_stride + x * BLOCK;
     g.add = pixels.add != nullptr ? pixels.add + panel.block * pixels.add_stride + x * BLOCK : nullptr;
-    const char* soon = ahead.take(k * g.tiles);
-    g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    if constexpr (std::is_same_v<Args, InnerArgs>) {
+      ptrdiff_t room = k * g.tiles;
+      for (CacheLines& soon : g.soon) {
+        soon = ahead.piece(room);
+        room -= (soon.end - soon.at) / 64;
+      }
+    } else {
+      const char* soon = ahead.take(k * g.tiles);
+      g.prefetch = soon != nullptr ? soon : reinterpret_cast<const char*>(g.b);
+    }
     g.prefetch_later = ahead.far->take(k * g.tiles);
     run(x, mr);
   });

@@ -182,6 +182,11 @@ struct StrassenLastArgs {
 // Of so many channels of a block, the pairs that kernels/inner.h adds: channels 0 and 1, 2 and 3 ...
 constexpr int inner_pairs(int channels) { return channels / 3; }
 
+// Weights that are needed soon; `at` is null if there are none.
+struct CacheLines {
+  const char *at, *end;
+};
+
 // c[i][o] = act((pixels[i] + init[o] + sum) * scale[o] + add[i][o]): see kernels/inner.h. Of a map without
 // padding; nb blocks of o (or the half of one) and mr pixels, `tiles` times.
 struct InnerArgs {
@@ -197,7 +202,7 @@ struct InnerArgs {
   const float* add;
   ptrdiff_t add_stride;
   Act act;
-  const char* prefetch;                  // 16 cache lines for each whole block and tile
+  CacheLines soon[2];                    // one after the other: 16 for each whole block and tile are fetched
   const char* prefetch_later;            // as many, or null
   ptrdiff_t row_tiles = 0, row_gap = 0;  // as there
 };

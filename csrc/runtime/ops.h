@@ -109,6 +109,14 @@ class WeightStream {
     most_ -= lines;
     return piece;
   }
+  // The next lines that lie together, `most` of them at most.
+  CacheLines piece(ptrdiff_t most) {
+    if (left_ <= 0 && !go_on()) return {nullptr, nullptr};
+    const ptrdiff_t lines = std::min({most, left_, most_});
+    if (lines <= 0) return {nullptr, nullptr};
+    const char* const at = take(lines);
+    return {at, at + 64 * lines};
+  }
   // Parts [r.begin, r.end) of `count` equal ones.
   WeightStream part(Range r, ptrdiff_t count) const {
     const ptrdiff_t all = lines(), begin = all * r.begin / count;
@@ -159,6 +167,10 @@ struct WeightsAhead {
   const char* take(ptrdiff_t lines) {
     const char* piece = soon.take(lines);
     return piece != nullptr ? piece : later.take(lines);
+  }
+  CacheLines piece(ptrdiff_t most) {
+    const CacheLines lines = soon.piece(most);
+    return lines.at != nullptr ? lines : later.piece(most);
   }
 };
 
