@@ -324,7 +324,9 @@ def _layers(
 ) -> tuple[Layer, ...]:
     """times: [run][step] seconds; ``shown`` is the run whose times the layers get."""
     nodes = [_nodes_of(name, i, len(steps), graph) for i, (name, _) in enumerate(steps)]
-    work = [_work(group, graph, shapes, input_itemsize) for group in nodes]
+    work = [
+        _work(group, graph, shapes, input_itemsize, kernel) for group, (_, kernel) in zip(nodes, steps, strict=True)
+    ]
     largest = max(w.input_bytes + w.output_bytes for w in work)
     weights_stay = sum(w.weight_bytes for w in work) + largest <= rates.l2_bytes
     layers = []
@@ -380,10 +382,11 @@ def _nodes_of(name: str, index: int, count: int, graph: Graph) -> tuple[Node, ..
     return found
 
 
-def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], input_itemsize: int) -> Work:
+def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], input_itemsize: int, kernel: str) -> Work:
     """Every map counts once, however many nodes read it."""
 
     byte_maps = {n.name for n in graph.nodes if "quant" in n.attrs}
+    weight = 3 if kernel.endswith("/24bit") else FLOAT  # bytes
 
     def size(name: str) -> int:
         return (1 if name in byte_maps else FLOAT) * math.prod(shapes[name])
@@ -400,7 +403,7 @@ def _work(nodes: Sequence[Node], graph: Graph, shapes: Mapping[str, Shape], inpu
         output_bytes=size(own[-1]),
         inner_bytes=sum(size(name) for name in own[:-1]),
         weight_bytes=sum(
-            v.size * (1 if key in ("weight", "table") and n.name in byte_maps else FLOAT)
+            v.size * (1 if key in ("weight", "table") and n.name in byte_maps else weight if key == "weight" else FLOAT)
             for n in nodes
             for key, v in n.params.items()
         ),
