@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image
 
 from . import _image, values
-from .files import open_regular
 from .preprocess import Preprocess
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,18 +32,6 @@ class Encoded:
 
 
 EXPECTED = "a path, a PIL image or uint8 pixels of shape (h, w, 3)"
-
-#: EXIF orientation -> what undoes it
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112
 
 _PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
@@ -76,18 +61,28 @@ def decode(source: Any) -> Pixels:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, f"the PIL image ({source.mode}, {source.width}x{source.height})", TypeError)
+    if _is_pil(source):
+        from . import decoding
+
+        return decoding.from_pil(source, f"the PIL image ({source.mode}, {source.width}x{source.height})", TypeError)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(os.fspath(source))
     if isinstance(source, Encoded):
-        return _from_stream(io.BytesIO(source.data), source.name)
+        from . import decoding
+
+        return decoding.from_stream(io.BytesIO(source.data), source.name)
     raise TypeError(f"expected {EXPECTED}, got {describe(source)}")
 
 
 def is_picture(source: object) -> bool:
     """Whether :func:`decode` takes things of this type."""
-    return isinstance(source, (str, os.PathLike, np.ndarray, Image.Image))
+    return isinstance(source, (str, os.PathLike, np.ndarray)) or _is_pil(source)
+
+
+def _is_pil(source: object) -> bool:
+    """Nobody has a PIL image who has not imported its class: it takes a while, and arrays do not need it."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(source, module.Image)
 
 
 def check_array(array: npt.NDArray[Any]) -> None:
@@ -123,70 +118,9 @@ def _rgb(array: npt.NDArray[Any]) -> Pixels:
 
 
 def _from_file(path: str | bytes) -> Pixels:
-    name = os.fsdecode(path)
-    with open_regular(path) as file:
-        return _from_stream(file, name)
+    from . import decoding
 
-
-def _from_stream(file: BinaryIO, name: str) -> Pixels:
-    with _decoding(name):
-        image = Image.open(file)
-    with image:
-        if image.format == "EPS":  # Pillow would start Ghostscript
-            raise ValueError(f"{name}: EPS is a program and not a picture")
-        return _from_pil(image, name, ValueError)
-
-
-def _from_pil(image: Image.Image, name: str, refusal: type[Exception]) -> Pixels:
-    """``refusal``: what is raised for a mode that has no colours. Of an image that was given it is the type that is
-    wrong; the path of a file was of the right type, and its content is not."""
-    with _decoding(name):
-        image.load()  # before EXIF is read: some files have it behind the pixels
-        upright = _upright(image)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            # 16 bits a sample. The second is how Pillow 10 reads a 16-bit grey PNG, and every Pillow a 16-bit PGM.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if 0 in image.size:
-        raise ValueError(f"{name}: a picture needs at least one pixel")
-    if image.mode in ("I", "F"):
-        raise refusal(f"{name}: its mode {image.mode!r} has no fixed range of values: scale it to 0..255 and mode 'L'")
-    if image.mode in ("La", "RGBa"):
-        image = image.convert(image.mode.upper())
-    if image.mode != "RGB":
-        if "transparency" in image.info:  # convert() would translate it, with warnings and errors of its own
-            image = image.copy()
-            del image.info["transparency"]
-        try:
-            image = image.convert("RGB")
-        except ValueError as error:
-            raise refusal(f"{name}: its mode {image.mode!r} cannot be converted to RGB") from error
-    return np.asarray(image if upright is None else image.transpose(upright))
-
-
-def _upright(image: Image.Image) -> Image.Transpose | None:
-    if image.format == "TIFF":  # load() applied it, and Pillow 10.0 leaves the tag in place
-        return None
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow's parser of damaged EXIF raises nearly anything; the pixels are fine without it
-        return None
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Around what Pillow does to a picture: all that it raises for bad data becomes a ValueError with the name."""
-    try:
-        yield
-    except MemoryError as error:
-        raise MemoryError(f"{name}: not enough memory to decode this picture") from error
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not a picture in a format that Pillow {PIL.__version__} reads here") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name}: too large: {error} (PIL.Image.MAX_IMAGE_PIXELS is the limit)") from error
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the operating system's own: a disk that fails
-            raise OSError(error.errno, error.strerror, name) from error
-        raise ValueError(f"{name}: cannot be decoded: {error or type(error).__name__}") from error
+    return decoding.from_file(path)
 
 
 def describe(value: object) -> str:

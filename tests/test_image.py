@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from fastmobilenet import image
+from fastmobilenet import decoding, image
 
 from .pictures import encoded, equal, picture, smooth
 
@@ -152,8 +152,8 @@ def test_pillows_own_type_errors_are_damage(tmp_path: Path, monkeypatch: pytest.
 def test_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the picture is damaged."""
     opened = []
-    open_regular = image.open_regular
-    monkeypatch.setattr(image, "open_regular", lambda path: opened.append(open_regular(path)) or opened[-1])
+    open_regular = decoding.open_regular
+    monkeypatch.setattr(decoding, "open_regular", lambda path: opened.append(open_regular(path)) or opened[-1])
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
     (tmp_path / "bad.png").write_bytes(encoded("PNG")[:60])
     image.decode(tmp_path / "good.png")

@@ -91,6 +91,24 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.
     assert set(result.stdout.split()) <= {"fastmobilenet", "numpy"}
 
 
+def test_arrays_need_no_pillow(run_python: RunPython) -> None:
+    code = """
+import sys, numpy
+from fastmobilenet import Model, image, models
+model = Model.from_graph(models.build("mobilenet_v2", width=0.35, input_size=(32, 32)), threads=1)
+model.run(numpy.zeros((32, 32, 3), numpy.uint8))
+model.run(numpy.zeros((3, 40, 50, 3), numpy.uint8))
+assert not image.is_picture(object())
+print("PIL.Image" in sys.modules)
+from PIL import Image
+assert image.is_picture(Image.new("RGB", (8, 8)))
+model.run(Image.new("RGB", (40, 30)))
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["False"]
+
+
 @pytest.mark.timing
 def test_import_takes_under_30_ms_beyond_numpy(run_python: RunPython) -> None:
     code = """
