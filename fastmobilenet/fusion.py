@@ -70,11 +70,13 @@ def plan_steps(
     splits: Mapping[str, Alone] | None = None,
     scattered: Container[str] = (),
     scale: Container[str] = (),
+    scale_in_place: Container[str] = (),
 ) -> list[Step]:
     """The steps of the graph in an order that respects its edges. ``splits``: the convolutions that Strassen's product
     makes faster where they are steps of their own (:func:`fastmobilenet.strassen.choose_splits`); ``scattered``: those
     that read channels in an order of their own (channel_order.py), which must be the first of a step; ``scale``: the
-    convolutions that can multiply what they read with a pixel, as at the end of squeeze-and-excite."""
+    convolutions that can multiply what they read with a pixel, as at the end of squeeze-and-excite;
+    ``scale_in_place``: those that can if they may write over it."""
     readers = graph.consumers()
 
     def only_reader(node: Node) -> Node | None:
@@ -84,6 +86,12 @@ def plan_steps(
     def feeds_depthwise(node: Node) -> bool:
         reader = only_reader(node)
         return reader is not None and reader.op == "conv2d" and is_depthwise(reader)
+
+    def is_last_reader(product: Node) -> bool:
+        """Of the map, beside its means, without which there is no product."""
+        source = graph[product.inputs[0]]
+        others = [n for n in readers[source.name] if n.name != product.name]
+        return source.op == "conv2d" and source.name != graph.output and all(n.op == "global_avg_pool" for n in others)
 
     taken: set[str] = set()
     steps: dict[str, Step] = {}  # by the name of the last node
@@ -124,7 +132,9 @@ def plan_steps(
                 taken.update((node.name, pool.name))
     for node in graph.nodes:
         conv = only_reader(node)
-        if conv is not None and conv.name in scale and conv.name not in taken and _scales(node, conv, shapes):
+        if conv is None or conv.name in taken or not _scales(node, conv, shapes):
+            continue
+        if conv.name in scale or (conv.name in scale_in_place and is_last_reader(node)):
             steps[conv.name] = Step((node, conv))
             taken.update((node.name, conv.name))
     ordered = []

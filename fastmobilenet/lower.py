@@ -201,7 +201,10 @@ class Engine:
         graph = wiring.graph
         shapes = infer_shapes(graph, 1, h, w)
         scale = [name for name in products.tiles if name not in wiring.runs]
-        steps = plan_steps(graph, shapes, caches(), products.alone, scattered=wiring.runs, scale=scale)
+        in_place = [name for name in products.inner if name not in wiring.runs]
+        steps = plan_steps(
+            graph, shapes, caches(), products.alone, scattered=wiring.runs, scale=scale, scale_in_place=in_place
+        )
         # Of the first convolutions of strips, pixels are prepared, not windows.
         windows = {s.expand.name for s in steps if s.expand is not None and not is_pointwise(s.expand)}
         specs = {n.name: self._spec(n, shapes, products, windows) for n in graph.nodes if n.name in self._weights}

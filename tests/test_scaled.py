@@ -41,11 +41,11 @@ def block(ic: int, oc: int, *, residual: bool = False, activation: Activation | 
     return b.build(y, input_layout="NHWC")
 
 
-def in_two_steps(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> Engine:
+def in_two_steps(monkeypatch: pytest.MonkeyPatch, graph: Graph, isa: str = ISA) -> Engine:
     """An engine whose plans multiply first. Plans are made when they are needed, so it must run before undo()."""
     plan = fusion.plan_steps
-    monkeypatch.setattr(lower, "plan_steps", lambda *args, scale, **more: plan(*args, **more))
-    return Engine(graph, ISA)
+    monkeypatch.setattr(lower, "plan_steps", lambda *args, scale, scale_in_place, **more: plan(*args, **more))
+    return Engine(graph, isa)
 
 
 @pytest.mark.parametrize("ic, oc", [(16, 16), (24, 40), (72, 24), (120, 40), (33, 17), (200, 96)])

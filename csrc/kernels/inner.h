@@ -194,32 +194,54 @@ void gemm_inner(const InnerArgs& g) {
   }
 }
 
-// Of N pixels. Their sums are independent of each other, so that none waits for its last one.
-template <int N>
-inline __attribute__((always_inline)) void sums_of_pixels(const InnerPixelsArgs& g, const float* a, float* dst) {
+// Of N pixels from `first` on. Their sums are independent of each other, so that none waits for its last one.
+template <int N, bool SCALED>
+inline __attribute__((always_inline)) void sums_of_pixels(const InnerPixelsArgs& g, ptrdiff_t first) {
+  const float* const a = g.a + first * BLOCK;
+  const float* scale = g.scale;
   Vec sum[N];
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) sum[i] = zero();
   for (const Segment* s = g.segs; s != g.segs + g.n_segs; ++s) {
-    if (s->len == BLOCK) {
+    Vec v[N];
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) sum[i] = minus_pairs<inner_pairs(BLOCK)>(sum[i], load(a + s->offset + i * BLOCK));
-    } else {
+    for (int i = 0; i < N; ++i) v[i] = load(a + s->offset + i * BLOCK);
+    if constexpr (SCALED) {
+      const Vec factors = load(scale);
+      scale += BLOCK;
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        sum[i] = minus_pairs(sum[i], load(a + s->offset + i * BLOCK), inner_pairs(static_cast<int>(s->len)));
+        v[i] = times(v[i], factors);
+        store(g.scaled + s->offset + (first + i) * BLOCK, v[i]);
       }
+    }
+    if (s->len == BLOCK) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum[i] = minus_pairs<inner_pairs(BLOCK)>(sum[i], v[i]);
+    } else {
+      const int pairs = inner_pairs(static_cast<int>(s->len));
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum[i] = minus_pairs(sum[i], v[i], pairs);
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < N; ++i) dst[i] = sum_of_lanes(sum[i]);
+  for (int i = 0; i < N; ++i) g.dst[first + i] = sum_of_lanes(sum[i]);
+}
+
+template <bool SCALED>
+void sums_of_all(const InnerPixelsArgs& g) {
+  ptrdiff_t i = 0;
+  for (; i + 4 <= g.pixels; i += 4) sums_of_pixels<4, SCALED>(g, i);
+  for (; i < g.pixels; ++i) sums_of_pixels<1, SCALED>(g, i);
 }
 
 // dst[i] = -sum a0 a1 over the pairs of gemm_inner, those of the other sign added.
 void inner_pixels(const InnerPixelsArgs& g) {
-  ptrdiff_t i = 0;
-  for (; i + 4 <= g.pixels; i += 4) sums_of_pixels<4>(g, g.a + i * BLOCK, g.dst + i);
-  for (; i < g.pixels; ++i) sums_of_pixels<1>(g, g.a + i * BLOCK, g.dst + i);
+  if (g.scale != nullptr) {
+    sums_of_all<true>(g);
+  } else {
+    sums_of_all<false>(g);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Dense convolutions on their own: tiles of pixels times panels of output channels.
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "runtime/conv_kernel.h"
@@ -14,9 +15,10 @@ namespace {
 // Tiles run along a row of the output, or along the whole map where no tensor has padding between its rows.
 class ConvOp final : public Op {
  public:
-  ConvOp(std::string name, ConvKernel kernel, const Tensor& src, const Tensor& dst, const Tensor* add,
-         const Tensor* scale, const ConvSpec& spec)
+  ConvOp(const KernelTable& table, std::string name, ConvKernel kernel, const Tensor& src, const Tensor& dst,
+         const Tensor* add, const Tensor* scale, const ConvSpec& spec)
       : Op(std::move(name), kernel.id()),
+        mul_(table.mul),
         kernel_(std::move(kernel)),
         src_(src),
         dst_(dst),
@@ -49,9 +51,13 @@ class ConvOp final : public Op {
     // Few tiles in all: as many for each thread.
     if (!panels_outside && rows_.size() == 1) per_row = std::min((per_row + count - 1) / count * count, width_);
     const ptrdiff_t n_tiles = ptrdiff_t{per_row} * static_cast<ptrdiff_t>(rows_.size());
+    // With inner products the source is scaled where it lies, which must be done once: where every thread prepares all
+    // pixels, before.
+    const bool before = scale_ >= 0 && !kernel_.on_amx() && panels_outside && count > 1;
+    if (before) team.share(src_.blocks(), 1, [&](Range blocks) { scale_source(frame, blocks); });
     kernel_.share(
         team, n_tiles, panels_outside, next_weights, frame.far,
-        [&](Range tiles) { prepare(frame, tiles, per_row, prepared(panels_outside, tiles, per_row)); },
+        [&](Range tiles) { prepare(frame, tiles, per_row, prepared(panels_outside, tiles, per_row), !before); },
         [&](Range panels, Range tiles, WeightsAhead& ahead) {
           run_panels(frame, picture ? &*picture : nullptr, tiles, per_row, panels,
                      prepared(panels_outside, tiles, per_row), ahead);
@@ -147,17 +153,32 @@ class ConvOp final : public Op {
     return {begin, (row(kernel_.bottom(static_cast<int>((tiles.end - 1) / per_row))) - begin) / BLOCK, room};
   }
 
-  void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all) const {
+  void scale_source(const Frame& frame, Range blocks) const {
+    constexpr float INF = std::numeric_limits<float>::infinity();
+    for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b) {
+      for (int y = 0; y < src_.h; ++y) {
+        float* const row = frame.arena + src_.at(static_cast<int>(b), y, 0);
+        mul_({row,
+              frame.arena + scale_ + b * BLOCK,
+              true,
+              row,
+              ptrdiff_t{src_.w} * BLOCK,
+              {ActKind::clamp, -INF, INF, 0, 0}});
+      }
+    }
+  }
+
+  void prepare(const Frame& frame, Range tiles, int per_row, const Prepared& all, bool scaled) const {
+    const float* const scale = scaled && scale_ >= 0 ? frame.arena + scale_ : nullptr;
     if (kernel_.on_amx()) {
-      kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room,
-                      scale_ >= 0 ? frame.arena + scale_ : nullptr);
+      kernel_.prepare(frame.arena + all.begin, all.count, frame.scratch, all.room, scale);
       return;
     }
     for_parts(tiles, per_row, [&](ptrdiff_t y, Range part) {
       const int begin = ConvKernel::first_pixel(width_, per_row, part.begin);
-      kernel_.prepare(frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK,
-                      ConvKernel::first_pixel(width_, per_row, part.end) - begin, frame.scratch + y * width_ + begin,
-                      all.room);
+      float* const a = frame.arena + rows_[static_cast<size_t>(y)].a + ptrdiff_t{begin} * BLOCK;
+      kernel_.prepare(a, ConvKernel::first_pixel(width_, per_row, part.end) - begin, frame.scratch + y * width_ + begin,
+                      all.room, scale, a);
     });
   }
   const float* prepared_row(const Frame& frame, ptrdiff_t y, const Prepared& all) const {
@@ -224,6 +245,7 @@ class ConvOp final : public Op {
     }
   }
 
+  void (*const mul_)(const EltArgs&);
   const ConvKernel kernel_;
   const Tensor src_, dst_;
   const bool has_add_;
@@ -351,10 +373,10 @@ OpPtr make_conv(const KernelTable& table, std::string name, const Tensor& src, c
   check_act(name, spec.act);
   ConvKernel kernel(table, name, src, dst.c, spec);
   if (scale != nullptr) {
-    check(kernel.on_amx() && src.runs == nullptr, name, "it does not multiply what it reads");
+    check(kernel.prepares() && src.runs == nullptr, name, "it does not multiply what it reads");
     check(scale->c == src.c && dense(*scale), name, "what it multiplies its source with has another shape");
   }
-  return std::make_unique<ConvOp>(std::move(name), std::move(kernel), src, dst, add, scale, spec);
+  return std::make_unique<ConvOp>(table, std::move(name), std::move(kernel), src, dst, add, scale, spec);
 }
 
 }  // namespace fmn

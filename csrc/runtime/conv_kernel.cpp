@@ -196,11 +196,12 @@ void ConvKernel::run_tiles(Args& g, const Pixels& pixels, Range part, const Pane
   });
 }
 
-void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room, const float* scale) const {
+void ConvKernel::prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room, const float* scale,
+                         float* scaled) const {
   const std::vector<Segment>& list = segments_.front().list;
   const auto n = static_cast<ptrdiff_t>(list.size());
   if (spec_.inner) {
-    inner_.pixels({a, list.data(), n, pixels, to});
+    inner_.pixels({a, list.data(), n, pixels, to, scale, scaled});
   } else {
     amx_->split({a, BLOCK, list.data(), n, pixels, reinterpret_cast<char*>(to), room * AMX_PLANE, scale});
   }

@@ -71,9 +71,11 @@ class ConvKernel {
   // What is made of pixels that follow each other, before any panel of them: with inner products what is subtracted,
   // with AMX their parts. It costs as much as one or two output channels.
   bool prepares() const { return spec_.inner != nullptr || spec_.amx != nullptr; }
-  // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number). scale: null or, with AMX,
-  // a factor for every channel of the source.
-  void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room, const float* scale = nullptr) const;
+  // `to` is where the first of them goes in memory for `room` pixels: at(memory, its number). scale: null or a factor
+  // for every channel of the source; with inner products, which read the source itself, their products go to `scaled`,
+  // which may be `a`.
+  void prepare(const float* a, ptrdiff_t pixels, float* to, ptrdiff_t room, const float* scale = nullptr,
+               float* scaled = nullptr) const;
   ptrdiff_t prepared_floats(ptrdiff_t room) const {
     if (spec_.amx) return plane_floats(room) + AMX_SUMS;
     return spec_.inner ? room : 0;

@@ -211,7 +211,9 @@ struct InnerPixelsArgs {
   const Segment* segs;  // as above; 16 floats are read of each
   ptrdiff_t n_segs;
   ptrdiff_t pixels;
-  float* dst;  // [pixels]
+  float* dst;                    // [pixels]
+  const float* scale = nullptr;  // or [n_segs][16]: of every channel, what it is multiplied with before
+  float* scaled = nullptr;       // then where the products go, in the places of `a`, which it may be
 };
 
 // Floats as sums of three bfloat16, of two segments of channels at a time: see kernels/amx.h. One that has no partner
