@@ -217,7 +217,12 @@ def _brief_cell(race: dict) -> str:
     found = verdict(race)
     if found is None:
         return "no verdict"
-    cell = f"{race['peers'][OURS]['min_ms']:.2f}: {found.by_min:.2f} / {found.by_median:.2f} ({found.names})"
+    return _marked(found, f"{race['peers'][OURS]['min_ms']:.2f}: {found.by_min:.2f} / {found.by_median:.2f}")
+
+
+def _marked(found: Verdict, ratios: str) -> str:
+    """With the names of the peers; bold if we lose."""
+    cell = f"{ratios} ({found.names})"
     return f"**{cell}, {found.word}**" if found.lost else cell
 
 
@@ -239,8 +244,7 @@ def _verdict_cell(race: dict) -> str:
     found = verdict(race)
     if found is None:
         return "no verdict"
-    ratios = f"{found.by_min:.3f} / {found.by_median:.3f} ({found.names})"
-    return f"**{ratios}, {found.word}**" if found.lost else ratios
+    return _marked(found, f"{found.by_min:.3f} / {found.by_median:.3f}")
 
 
 def _share_cell(race: dict) -> str:

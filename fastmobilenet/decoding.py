@@ -1,6 +1,6 @@
 """Picture files and PIL images -> uint8 RGB pixels, by Pillow. What image.decode promises of both is done here.
 
-A module of its own: importing ``PIL.Image`` takes longer than running a network, and arrays do not need it.
+A module of its own: importing ``PIL.Image`` takes milliseconds, and arrays do not need it.
 """
 
 from __future__ import annotations

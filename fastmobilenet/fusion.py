@@ -88,10 +88,17 @@ def plan_steps(
         return reader is not None and reader.op == "conv2d" and is_depthwise(reader)
 
     def is_last_reader(product: Node) -> bool:
-        """Of the map, beside its means, without which there is no product."""
-        source = graph[product.inputs[0]]
-        others = [n for n in readers[source.name] if n.name != product.name]
-        return source.op == "conv2d" and source.name != graph.output and all(n.op == "global_avg_pool" for n in others)
+        """Of the map: what else reads it has been read by the factors, without which there is no product."""
+        source, factors = (graph[s] for s in product.inputs)
+        if source.op != "conv2d" or source.name == graph.output:
+            return False
+        before, todo = {product.name}, [factors.name]
+        while todo:
+            name = todo.pop()
+            if name not in before:
+                before.add(name)
+                todo += graph[name].inputs
+        return all(n.name in before for n in readers[source.name])
 
     taken: set[str] = set()
     steps: dict[str, Step] = {}  # by the name of the last node

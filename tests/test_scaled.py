@@ -48,6 +48,20 @@ def in_two_steps(monkeypatch: pytest.MonkeyPatch, graph: Graph, isa: str = ISA) 
     return Engine(graph, isa)
 
 
+def check_bits(graph: Graph, x: np.ndarray, kernel: str, monkeypatch: pytest.MonkeyPatch, isa: str = ISA) -> None:
+    """That it is done in one step, with a kernel of this kind, and gives what two steps give."""
+    h, w = x.shape[1:3]
+    engine = Engine(graph, isa)
+    found = [engine.run(x, threads=threads, pixels=False) for threads in (1, 2, 3, 1)]
+    assert dict(engine.program(h, w).steps)["product + y"].endswith(kernel)
+    with monkeypatch.context() as context:
+        apart = in_two_steps(context, graph, isa)
+        expected = apart.run(x, pixels=False)
+        assert "product" in dict(apart.program(h, w).steps)
+    for y in found:
+        np.testing.assert_array_equal(y, expected)
+
+
 @pytest.mark.parametrize("ic, oc", [(16, 16), (24, 40), (72, 24), (120, 40), (33, 17), (200, 96)])
 @pytest.mark.parametrize("h, w", [(7, 7), (14, 14), (9, 13), (28, 28)])
 def test_the_bits_of_two_steps(
@@ -61,16 +75,7 @@ def test_the_bits_of_two_steps(
     force()
     x = picture(h, w, 3)
     for more in ({}, {"residual": True}, {"activation": HARD_SWISH}, {"activation": RELU6, "dw": False}):
-        graph = block(ic, oc, **more)  # type: ignore[arg-type]
-        engine = Engine(graph, ISA)
-        got = [engine.run(x, threads=threads, pixels=False) for threads in (1, 2, 3)]
-        assert [k for n, k in engine.program(h, w).steps if n == "product + y"] == ["gemm_f32/avx512/32x32/amx"]
-        with monkeypatch.context() as context:
-            apart = in_two_steps(context, graph)
-            want = apart.run(x, pixels=False)
-            assert "product" in dict(apart.program(h, w).steps)
-        for y in got:
-            np.testing.assert_array_equal(y, want)
+        check_bits(block(ic, oc, **more), x, "/amx", monkeypatch)  # type: ignore[arg-type]
 
 
 def names(graph: Graph, size: int = 14) -> list[str]:

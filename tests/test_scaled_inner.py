@@ -14,7 +14,7 @@ from fastmobilenet.lower import Engine
 
 from .test_inner import ISA, Force, force, needs_kernels, without_amx  # noqa: F401
 from .test_lower import picture
-from .test_scaled import block, in_two_steps
+from .test_scaled import block, check_bits, in_two_steps
 
 pytestmark = needs_kernels
 
@@ -39,16 +39,7 @@ def test_the_bits_of_two_steps(
     force(1.0)
     x = np.concatenate([picture(h, w, 3), 2 * picture(h, w, 3)])
     for more in ({}, {"residual": True}, {"activation": HARD_SWISH}, {"activation": RELU6, "dw": False}):
-        graph = block(ic, oc, **more)  # type: ignore[arg-type]
-        engine = Engine(graph, ISA)
-        found = [engine.run(x, threads=threads, pixels=False) for threads in (1, 2, 3, 1)]
-        assert steps_of(engine, h, w)["product + y"].endswith("/inner")
-        with monkeypatch.context() as context:
-            apart = in_two_steps(context, graph, ISA)
-            expected = apart.run(x, pixels=False)
-            assert "product" in steps_of(apart, h, w)
-        for y in found:
-            np.testing.assert_array_equal(y, expected)
+        check_bits(block(ic, oc, **more), x, "/inner", monkeypatch, ISA)  # type: ignore[arg-type]
 
 
 def test_a_map_that_others_read_stays(force: Force, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -60,7 +51,18 @@ def test_a_map_that_others_read_stays(force: Force, monkeypatch: pytest.MonkeyPa
         total = Node("total", "add", ("y", graph["product"].inputs[0]))
         return graph.replace(nodes=(*graph.nodes, total), output="total")
 
-    for graph in (network(), network(dw=False), block(32, 32).replace(output=block(32, 32)["product"].inputs[0])):
+    def with_means() -> Graph:
+        """Other means of the map, which nothing makes before the product."""
+        graph = block(32, 32)
+        means = Node("means", "global_avg_pool", (graph["product"].inputs[0],))
+        return graph.replace(nodes=(*graph.nodes, means, Node("total", "add", ("y", "means"))), output="total")
+
+    for graph in (
+        network(),
+        network(dw=False),
+        with_means(),
+        block(32, 32).replace(output=block(32, 32)["product"].inputs[0]),
+    ):
         engine = Engine(graph, ISA)
         y = engine.run(x, pixels=False)
         assert "product + y" not in steps_of(engine, 14, 14)
